@@ -1,0 +1,1 @@
+"""Average precision and other scores."""

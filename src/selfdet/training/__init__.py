@@ -1,0 +1,1 @@
+"""One loop, its schedule, its checkpoints and its run directory."""
