@@ -1,0 +1,223 @@
+"""Image files: which there are, their pixels, and what becomes of those that cannot be read."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision import tv_tensors
+
+from selfdet.data.coco import absent, image_files, missing_files, read_coco
+from selfdet.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    [".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
+)
+# More is taken for a decompression bomb: PIL's own limit, 179 megapixels.
+MAX_PIXELS = 178_956_970
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class UnreadableImage(OSError):
+    """An image file that gives no pixels; `path` and a short `reason`."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        self.path = str(path)
+        self.reason = " ".join(reason.split())
+        super().__init__(self.path, self.reason)
+
+    def __str__(self) -> str:
+        return f"cannot read the image {self.path}: {self.reason}"
+
+
+class Quarantine:
+    """The unreadable images of a run: counted, never fatal up to `limit` of `total`, then fatal with their names.
+
+    A single unreadable image never stops a run (`minimum` is how many are always borne), so that one bad file among
+    a dozen is reported and not fatal.
+    """
+
+    def __init__(self, total: int, limit: float = 0.05, minimum: int = 1) -> None:
+        self.total = total
+        self.limit = limit
+        self.minimum = minimum
+        self._reasons: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    @property
+    def paths(self) -> list[str]:
+        """The unreadable files, each once, in the order met."""
+        return list(self._reasons)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Path → reason; what a checkpoint keeps, to be handed to `restore`."""
+        return dict(self._reasons)
+
+    def restore(self, reasons: dict[str, str]) -> None:
+        """Take up the count of an interrupted run."""
+        self._reasons = dict(reasons)
+
+    def add(self, path: str | Path, reason: str) -> None:
+        """Enter a file; one that is there already is not counted again."""
+        self._reasons.setdefault(str(path), reason)
+
+    def check(self) -> None:
+        """Raises: UserError with the count and the first names when more than the limit is unreadable."""
+        if len(self) <= max(self.minimum, self.limit * self.total):
+            return
+        first = "; ".join(f"{path} ({reason})" for path, reason in list(self._reasons.items())[:3])
+        raise UserError(
+            f"{len(self)} of {self.total} images cannot be read, more than {self.limit:.0%}: "
+            f"{first}{'; …' if len(self) > 3 else ''}",
+            "mend or remove them, then start again with --resume",
+        )
+
+
+def list_images(images: str | Path) -> list[Path]:
+    """The image files that `images` stands for, each once.
+
+    A folder: searched with its subfolders, hidden names left out, sorted. A glob: sorted, `**` for any depth. A text
+    list: one path a line, relative to the list's folder, lines beginning with # left out, in its order. A COCO JSON:
+    `file_name`s relative to the JSON's folder or to an `images/` beside it, in its order. One image file: itself.
+
+    Raises: UserError when there is no such thing, no image in it, or a listed image is absent.
+    """
+    text = os.path.expanduser(str(images))
+    if os.path.isdir(text):
+        paths = sorted(_walk(text))
+        if not paths:
+            raise UserError(f"no image in the folder {text}", f"images end in {_suffixes()}")
+        return [Path(path) for path in paths]
+    if os.path.isfile(text):
+        return _listed(Path(text))
+    if glob.has_magic(text):
+        found = sorted(name for name in glob.glob(text, recursive=True) if _is_image(name) and os.path.isfile(name))
+        if not found:
+            raise UserError(f"no image matches {text}", f"images end in {_suffixes()}; quote the pattern in a shell")
+        return [Path(name) for name in found]
+    raise UserError(f"--images {text} does not exist", "give a folder, a glob, a text list or a COCO JSON")
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tensors.Image:
+    """The pixels of an image file, (3, H, W) uint8 RGB.
+
+    The EXIF orientation is applied, unless `size`, the (width, height) that a label file gives, agrees with the
+    pixels as stored and not with the turned ones: then the labels were drawn on the stored picture. Grey becomes
+    three equal channels; palettes, CMYK and other colour spaces are converted (colour profiles are not applied);
+    what is transparent is laid on black; of 16-bit samples the high byte is kept; of an animation the first frame.
+
+    Raises: UnreadableImage for a missing, truncated, undecodable or absurdly large file, and for one that fits
+        `size` neither as stored nor as turned.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                raise UnreadableImage(path, f"{file.width}×{file.height} pixels, which is too large to be a photograph")
+            file.load()
+            picture = _upright(file, size)
+            pixels = np.array(_as_rgb(picture))
+    except (UnreadableImage, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise UnreadableImage(path, "no such file") from error
+    except Exception as error:  # PIL's decoders raise anything: OSError, SyntaxError, ValueError, struct.error, …
+        raise UnreadableImage(path, str(error).replace(str(path), "the file") or type(error).__name__) from error
+    if size is not None and (pixels.shape[1], pixels.shape[0]) != size:
+        have, told = f"{pixels.shape[1]}×{pixels.shape[0]}", f"{size[0]}×{size[1]}"
+        raise UnreadableImage(path, f"{have} pixels where its label file says {told}")
+    # Kept in PIL's own order in memory (channels last), in which torchvision resizes bytes fastest.
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF beside sound pixels: taken as absent
+        return picture
+    turned = picture.size[::-1] if orientation in _SIDEWAYS else picture.size
+    if size is not None and picture.size == size and turned != size:
+        return picture
+    return ImageOps.exif_transpose(picture) if orientation in range(2, 9) else picture
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels, whose range is unknown")
+    if picture.mode == "I" or picture.mode.startswith("I;"):
+        high = np.clip(np.asarray(picture).astype(np.int64), 0, 65535) >> 8
+        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.new("RGB", layer.size)
+        picture.paste(layer, mask=layer.getchannel("A"))
+        return picture
+    return picture.convert("RGB")
+
+
+def _walk(folder: str, seen: frozenset[str] = frozenset()) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in seen:  # a link to a folder above: not walked in circles
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be listed: {error.strerror}", "check its permissions") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if _is_image(entry.name) and not entry.is_dir():
+            yield entry.path
+        elif entry.is_dir():
+            yield from _walk(entry.path, seen | {real})
+
+
+def _listed(file: Path) -> list[Path]:
+    if _is_image(file.name):
+        return [file]
+    if file.suffix.lower() == ".json":
+        paths = image_files(read_coco(file), file)
+    else:
+        paths = _text_list(file)
+    if not paths:
+        raise UserError(f"{file} lists no image", "give a folder, a glob, a text list or a COCO JSON")
+    return list(dict.fromkeys(paths))
+
+
+def _text_list(file: Path) -> list[Path]:
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is neither an image nor a text list", "give a folder, a glob, a text list or a COCO JSON"
+        ) from error
+    paths = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        path = file.parent / os.path.expanduser(line)
+        if path.suffix and not _is_image(path.name):
+            raise UserError(f"{file}, line {number}: {line} is not an image", f"images end in {_suffixes()}")
+        paths.append(path)
+    missing = missing_files(paths)
+    if missing:
+        raise absent(file, [str(path) for path in missing], len(paths), "place")
+    return paths
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(IMAGE_SUFFIXES))
