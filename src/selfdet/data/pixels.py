@@ -1,0 +1,129 @@
+"""What the views do to pixels: resize, colour jitter, greyscale, blur; and normalisation on the device.
+
+The colour operations follow torchvision's definitions but keep fractions of grey levels between one operation and the
+next, so a chain is rounded once. They work in place on float32 arrays (3, H, W) in 0…255, in NumPy: one thread, and the
+same bits however many threads the process uses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float32]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """Turn `images` (…, 3, H, W) uint8 into float32: `mean` removed, divided by `std` (both of values in 0…1)."""
+    shape = (3, 1, 1)
+    shift = torch.tensor(mean, device=images.device).mul(255).reshape(shape)
+    factor = torch.tensor(std, device=images.device).mul(255).reciprocal().reshape(shape)
+    return images.float().sub(shift).mul_(factor)
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize `image` (3, H, W) uint8 bilinearly, antialiased, half-pixel centres; returns (3, height, width) uint8."""
+    resized: Tensor = torch.nn.functional.interpolate(
+        image.unsqueeze(0), (height, width), mode="bilinear", antialias=True, align_corners=False
+    ).squeeze(0)
+    return resized
+
+
+def luminance(image: Floats) -> Floats:
+    """Return the grey value (H, W) of `image` (3, H, W): 0.2989 R + 0.587 G + 0.114 B."""
+    grey = image[0] * np.float32(0.2989)
+    grey += image[1] * np.float32(0.587)
+    grey += image[2] * np.float32(0.114)
+    return grey
+
+
+def brighten(image: Floats, factor: float) -> None:
+    """Scale `image` (3, H, W) in place by `factor`."""
+    image *= np.float32(factor)
+    np.clip(image, 0, 255, out=image)
+
+
+def contrast(image: Floats, factor: float) -> None:
+    """Scale the distance of `image` (3, H, W) from its mean grey value in place by `factor`."""
+    mean = luminance(image).mean(dtype=np.float64)
+    image *= np.float32(factor)
+    image += np.float32((1 - factor) * mean)
+    np.clip(image, 0, 255, out=image)
+
+
+def saturate(image: Floats, factor: float) -> None:
+    """Scale the distance of each pixel of `image` (3, H, W) from its own grey value in place by `factor`."""
+    grey = luminance(image)
+    grey *= np.float32(1 - factor)
+    image *= np.float32(factor)
+    image += grey
+    np.clip(image, 0, 255, out=image)
+
+
+def rotate_hue(image: Floats, turn: float) -> None:
+    """Rotate the HSV hue of `image` (3, H, W) in place by `turn` (share of the circle); value and saturation stay."""
+    red, green, blue = image
+    value = np.maximum(np.maximum(red, green), blue)
+    chroma = value - np.minimum(np.minimum(red, green), blue)
+    safe = np.where(chroma > 0, chroma, 1)
+    # Hue in sextants: 0 red, 2 green, 4 blue; a grey pixel has chroma 0, so its hue does not matter.
+    hue = np.where(
+        value == red,
+        (green - blue) / safe,
+        np.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    for channel, offset in enumerate((5, 3, 1)):
+        sextant = np.mod(hue + np.float32(offset + 6 * turn), np.float32(6))
+        np.minimum(sextant, 4 - sextant, out=sextant)
+        np.clip(sextant, 0, 1, out=sextant)
+        image[channel] = value - chroma * sextant
+
+
+def greyscale(image: Floats) -> None:
+    """Replace the channels of `image` (3, H, W) in place by its grey value."""
+    image[:] = luminance(image)
+
+
+def gaussian_blur(image: Floats, sigma: float) -> Floats:
+    """Blur `image` (3, H, W) with a Gaussian of `sigma` pixels, mirrored at the border; returns a new array.
+
+    The kernel is cut at four sigma, where what is left out is less than a hundredth of a grey level.
+    """
+    radius = math.ceil(4 * sigma)
+    taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
+    taps /= taps[0] + 2 * taps[1:].sum()
+    for axis in (1, 2):
+        image = _convolve(image, taps.astype(np.float32), axis)
+    return image
+
+
+def _convolve(image: Floats, taps: Floats, axis: int) -> Floats:
+    """Convolve `image` along `axis` with the symmetric kernel whose centre and one side are `taps`."""
+    radius, length = len(taps) - 1, image.shape[axis]
+    # Reflection repeats when the kernel is longer than the image, which np.pad handles and slicing would not.
+    margins = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
+    padded = np.pad(image, margins, mode="reflect" if length > 1 else "edge")
+
+    def window(start: int) -> Floats:
+        view: Floats = padded[:, start : start + length] if axis == 1 else padded[:, :, start : start + length]
+        return view
+
+    total = window(radius) * taps[0]
+    for distance in range(1, radius + 1):
+        pair = window(radius - distance) + window(radius + distance)
+        pair *= taps[distance]
+        total += pair
+    return total
+
+
+def to_uint8(image: Floats) -> Tensor:
+    """Round `image` (3, H, W) in 0…255 to a uint8 tensor."""
+    return torch.from_numpy((image + np.float32(0.5)).astype(np.uint8))
