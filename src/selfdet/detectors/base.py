@@ -1,0 +1,165 @@
+"""The `Detector` idea: one thin adapter over a library's model, and what `parts()` alone drives."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
+
+from selfdet.data.pixels import normalise
+from selfdet.data.sample import Sample
+from selfdet.models.backbones import Backbone
+
+
+@dataclass
+class Batch:
+    """Images as the network takes them.
+
+    `tensor`: (B, 3, H, W) float, normalised, zero-padded at the right and bottom. `sizes`: (h, w) px of each image
+    inside it. `targets`: per image "boxes" (N, 4) float32 xyxy px of the image as given, "ids" (N,) int64 and, where
+    the samples are labelled, "labels" (N,) int64 in 0…K−1.
+    """
+
+    tensor: Tensor
+    sizes: list[tuple[int, int]]
+    targets: list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a detector: regular expressions matching the start of its names in `.net.state_dict()`.
+
+    `reinit` marks the last layers, which depend on the classes and start afresh when weights are handed over.
+    """
+
+    patterns: list[str]
+    reinit: bool = False
+
+    def holds(self, name: str) -> bool:
+        """Whether a name of `.net.state_dict()` belongs to this part."""
+        return any(re.match(pattern, name) for pattern in self.patterns)
+
+
+class Detector(nn.Module, ABC):
+    """A library's detector in `.net`, with images going in as `Sample`s and boxes coming out in original pixels.
+
+    Nothing here branches on `.training`; the network's batch norm does, except where `frozen_norms` names it: those
+    stay in evaluation mode whatever `train()` is told.
+    """
+
+    net: nn.Module
+    backbone: Backbone
+    num_classes: int
+    size_divisor: int
+
+    def __init__(self, net: nn.Module, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        self.net = net
+        # Not registered as a child: its weights are the net's own and must not appear under a second name.
+        object.__setattr__(self, "backbone", backbone)
+        self.num_classes = num_classes
+        self.size_divisor = 32
+        self.frozen_norms: set[str] = set()
+
+    @abstractmethod
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """Maps (B, C, H/stride, W/stride) that the head sees, finest first."""
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The detector's own named losses (scalars), finite and differentiable with no boxes at all."""
+
+    @abstractmethod
+    def detections(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Per image "boxes" (N, 4) xyxy px of the image as given, "scores" (N,) falling, "labels" (N,) 0…K−1."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, Part]:
+        """The parts by name, from the images to the last layers; together they cover `.net.state_dict()` once."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Plain values that rebuild this detector and say how its images are prepared."""
+
+    def prepare(self, samples: Sequence[Sample]) -> Batch:
+        """Samples normalised with the backbone's statistics and padded to a common multiple of `size_divisor`.
+
+        Nothing is resized: boxes stay in the pixels of the image as given.
+        """
+        weight = next(self.net.parameters())
+        sizes = [sample.size for sample in samples]
+        height, width = self.padded_size(max(h for h, _ in sizes), max(w for _, w in sizes))
+        tensor = torch.zeros(len(samples), 3, height, width, device=weight.device)
+        for row, sample, (h, w) in zip(tensor, samples, sizes):
+            image = sample.image.as_subclass(Tensor).to(weight.device, non_blocking=True)
+            row[:, :h, :w] = normalise(image, self.backbone.mean, self.backbone.std)
+        targets = [_target(sample, weight.device) for sample in samples]
+        return Batch(tensor.to(weight.dtype), sizes, targets)
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) in px of the tensor that holds an image of this size."""
+        step = self.size_divisor
+        return -(-height // step) * step, -(-width // step) * step
+
+    @torch.no_grad()
+    def predict(self, samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
+        """Per sample "boxes" (N, 4) xyxy px of the original image, "scores" (N,) falling, "labels" (N,) 0…K−1.
+
+        An image's result does not depend on the others: only images of one padded size share a batch, and batch norm
+        uses its stored statistics.
+        """
+        found: dict[int, dict[str, Tensor]] = {}
+        with evaluating(self):
+            for rows in _rows_of_one_size(samples, self):
+                members = [samples[row] for row in rows]
+                for row, sample, detections in zip(rows, members, self.detections(self.prepare(members))):
+                    found[row] = _in_original_pixels(detections, sample)
+        return [found[row] for row in range(len(samples))]
+
+    def train(self, mode: bool = True) -> Detector:
+        """Training or evaluation mode of everything but the frozen batch norm."""
+        super().train(mode)
+        for name in self.frozen_norms:
+            self.net.get_submodule(name).eval()
+        return self
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each submodule's own mode again after."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+def _target(sample: Sample, device: torch.device) -> dict[str, Tensor]:
+    target = {"boxes": sample.boxes.as_subclass(Tensor).float(), "ids": sample.ids}
+    if sample.labels is not None:
+        target["labels"] = sample.labels
+    return {name: value.to(device, non_blocking=True) for name, value in target.items()}
+
+
+def _rows_of_one_size(samples: Sequence[Sample], detector: Detector) -> list[list[int]]:
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, sample in enumerate(samples):
+        groups.setdefault(detector.padded_size(*sample.size), []).append(row)
+    return list(groups.values())
+
+
+def _in_original_pixels(detections: dict[str, Tensor], sample: Sample) -> dict[str, Tensor]:
+    height, width = sample.size
+    original = sample.original_size or sample.size
+    ratios = (original[1] / width, original[0] / height)
+    boxes = detections["boxes"] * detections["boxes"].new_tensor(ratios * 2)
+    return {**detections, "boxes": clip_boxes_to_image(boxes, original)}

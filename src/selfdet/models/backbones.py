@@ -1,0 +1,166 @@
+"""Backbones: feature maps, their strides and channels, and weights under the names the library gives them."""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import timm
+import torchvision
+from torch import Tensor, nn
+
+from selfdet.data.pixels import IMAGENET_MEAN, IMAGENET_STD
+from selfdet.errors import UserError
+
+LEVELS = 4  # coarsest maps kept: strides 4, 8, 16, 32 of a usual network
+
+Maps = Callable[[nn.Module, Tensor], dict[str, Tensor]]
+
+
+class Backbone(nn.Module):
+    """A network that turns normalised images (B, 3, H, W) into maps (B, C, H/stride, W/stride), finest first.
+
+    `net` holds the weights under the library's own names and nothing else; `maps(net, x)` runs it. They are apart so
+    that a pyramid can own `net` as its `body` (the name torchvision's detectors use) without a second set of keys.
+    `name` rebuilds it (`build_backbone(name)`), `library` is "torchvision" or "timm", `library_name` its name there;
+    `mean` and `std` (3 values each, of pixels in 0…1) are the statistics the library normalises its input with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        library: str,
+        net: nn.Module,
+        maps: Maps,
+        channels: list[int],
+        strides: list[int],
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.library = library
+        self.library_name = name.removeprefix("timm/")
+        self.net = net
+        self.maps = maps
+        self.channels = channels
+        self.strides = strides
+        self.mean = mean
+        self.std = std
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps "0", "1", … of images (B, 3, H, W), normalised with `mean` and `std`; finest first."""
+        return self.maps(self.net, x)
+
+    def check_image_size(self, size: int) -> None:
+        """Refuse images whose side (px) is below the coarsest stride.
+
+        Raises: UserError.
+        """
+        if size < self.strides[-1]:
+            raise UserError(
+                f"--image-size {size}: below the stride {self.strides[-1]} of backbone {self.name}",
+                f"use at least {self.strides[-1]}, better 128 or more",
+            )
+
+
+class Trunk(nn.ModuleDict):
+    """The children of a torchvision ResNet up to `layer4`, run in order, under the names they have there."""
+
+    def __init__(self, resnet: nn.Module) -> None:
+        super().__init__({name: child for name, child in resnet.named_children() if name not in ("avgpool", "fc")})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps "0"…"3" of strides 4, 8, 16, 32 of images (B, 3, H, W)."""
+        maps: OrderedDict[str, Tensor] = OrderedDict()
+        for name, child in self.items():
+            x = child(x)
+            if name.startswith("layer"):
+                maps[str(len(maps))] = x
+        return maps
+
+
+def build_backbone(name: str, weights: str | None = None) -> Backbone:
+    """A torchvision ResNet by its name, or any other network by its timm name (`timm/NAME` forces timm).
+
+    `weights`: None or "random" leaves the library's initialisation, "library" loads its pretrained weights.
+    Raises: UserError for an unknown name (with the nearest ones), a network without maps, weights that cannot be had.
+    """
+    if weights not in (None, "random", "library"):
+        raise UserError(f"backbone weights {weights!r}: expected 'random' or 'library'", "a file is read by --init")
+    pretrained = weights == "library"
+    if name in torchvision_resnets():
+        return _torchvision_resnet(name, pretrained)
+    if not timm.is_model(name.removeprefix("timm/")):
+        raise UserError(f"unknown backbone {name!r}", f"nearest: {', '.join(nearest_names(name)) or 'none'}")
+    return _timm_network(name, pretrained)
+
+
+def nearest_names(name: str) -> list[str]:
+    """Up to four known backbone names that look like `name`."""
+    known = torchvision_resnets() + timm.list_models()
+    return difflib.get_close_matches(name.removeprefix("timm/"), known, n=4, cutoff=0.5)
+
+
+@cache
+def torchvision_resnets() -> list[str]:
+    """Names of torchvision's ResNets, ResNeXts and wide ResNets."""
+    names = torchvision.models.list_models(include=["res*", "wide_res*"])
+    home = torchvision.models.resnet.__name__
+    return [name for name in names if torchvision.models.get_model_builder(name).__module__ == home]
+
+
+def _call(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    return net(x)
+
+
+def _torchvision_resnet(name: str, pretrained: bool) -> Backbone:
+    resnet = _fetch(name, lambda: torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None))
+    blocks = [getattr(resnet, f"layer{stage}")[-1] for stage in (1, 2, 3, 4)]
+    channels = [(block.bn3 if hasattr(block, "bn3") else block.bn2).num_features for block in blocks]
+    return Backbone(name, "torchvision", Trunk(resnet), _call, channels, [4, 8, 16, 32])
+
+
+def _timm_maps(net: nn.Module, x: Tensor, indices: tuple[int, ...]) -> dict[str, Tensor]:
+    maps = net.forward_intermediates(x, indices=list(indices), output_fmt="NCHW", intermediates_only=True)  # type: ignore[operator]
+    return OrderedDict((str(level), features) for level, features in enumerate(maps))
+
+
+def _timm_network(name: str, pretrained: bool) -> Backbone:
+    library_name = name.removeprefix("timm/")
+    options: dict[str, Any] = {}
+    if library_name.startswith("swin"):
+        options["strict_img_size"] = False
+    elif "vit" in library_name.split("_")[0]:
+        options["dynamic_img_size"] = True
+    create = partial(timm.create_model, library_name, pretrained, features_only=True, feature_cls="getter", **options)
+    getter = _fetch(name, create)
+    # The getter prunes what lies behind the last map and keeps the rest as `.model`, under timm's own names.
+    indices = tuple(getter.out_indices)[-LEVELS:]
+    return Backbone(
+        name,
+        "timm",
+        getter.model,
+        partial(_timm_maps, indices=indices),
+        getter.feature_info.channels()[-LEVELS:],
+        getter.feature_info.reduction()[-LEVELS:],
+        tuple(getter.model.pretrained_cfg.get("mean", IMAGENET_MEAN)),
+        tuple(getter.model.pretrained_cfg.get("std", IMAGENET_STD)),
+    )
+
+
+def _fetch(name: str, create: Callable[[], nn.Module]) -> Any:
+    try:
+        return create()
+    except (OSError, ConnectionError) as error:  # urllib, requests and the hub all raise kinds of OSError
+        raise UserError(
+            f"backbone {name}: the library's weights could not be fetched ({error})",
+            "check the network connection, or start from 'random' or a file",
+        ) from error
+    except (AttributeError, AssertionError, NotImplementedError, TypeError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"backbone {name}: timm cannot give its feature maps here ({error})", "choose another backbone"
+        ) from error

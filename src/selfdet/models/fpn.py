@@ -1,0 +1,69 @@
+"""The feature pyramid over a backbone, laid out as torchvision's detectors expect it."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from selfdet.errors import UserError
+from selfdet.models.backbones import Backbone
+
+NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {
+    None: None,
+    "bn": nn.BatchNorm2d,
+    "gn": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
+}
+
+
+class BackboneWithFPN(nn.Module):
+    """A backbone's `net` as `body` and a pyramid `fpn` over its last maps: `body.…`, `fpn.inner_blocks.…`.
+
+    With `extra="p6p7"` (FCOS, RetinaNet) the pyramid stands on the last three maps and two strided convolutions add
+    two coarser ones; with `extra="pool"` (R-CNN) on the last four and subsampling adds one. `out_channels` is the
+    width of every level and `strides` the pixels a cell of each level spans, finest first.
+    Raises: UserError when the backbone has too few maps or their strides do not double.
+    Source: Lin et al. 2017, Feature Pyramid Networks; keys as torchvision's class of this name.
+    """
+
+    def __init__(
+        self, backbone: Backbone, out_channels: int = 256, norm: str | None = None, extra: str = "p6p7"
+    ) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise UserError(f"pyramid norm {norm!r}", "expected bn, gn or none")
+        levels = {"p6p7": 3, "pool": 4}[extra]
+        strides = backbone.strides[-levels:]
+        if len(strides) < levels or any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
+            raise UserError(
+                f"backbone {backbone.name} has strides {backbone.strides}; a pyramid needs {levels} that double",
+                "choose a backbone with stages, such as resnet50, convnext_tiny or swin_tiny_patch4_window7_224",
+            )
+        self.maps = partial(_last_maps, backbone.maps, levels)
+        self.body = backbone.net
+        self.fpn = FeaturePyramidNetwork(
+            backbone.channels[-levels:],
+            out_channels,
+            LastLevelP6P7(out_channels, out_channels) if extra == "p6p7" else LastLevelMaxPool(),
+            NORMS[norm],
+        )
+        self.out_channels = out_channels
+        added = 2 if extra == "p6p7" else 1
+        self.strides = strides + [strides[-1] * 2**step for step in range(1, added + 1)]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Pyramid maps (B, out_channels, H/stride, W/stride), finest first, of normalised images x (B, 3, H, W)."""
+        return self.fpn(self.maps(self.body, x))
+
+
+def _last_maps(
+    maps: Callable[[nn.Module, Tensor], dict[str, Tensor]], levels: int, net: nn.Module, x: Tensor
+) -> dict[str, Tensor]:
+    features = list(maps(net, x).values())[-levels:]
+    return OrderedDict((str(level), feature) for level, feature in enumerate(features))
