@@ -96,7 +96,7 @@ def training_batches(
 
 
 def _rng(seed: int, epoch: int, *purpose: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch), spawn_key=purpose)))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed % 2**64, epoch), spawn_key=purpose)))
 
 
 @lru_cache(maxsize=4)

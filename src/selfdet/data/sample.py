@@ -49,7 +49,7 @@ class Sample:
 
 def boxes_xyxy(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
     """Wrap (N, 4) xyxy pixel boxes of an image of `size` (H, W) as float32 `BoundingBoxes`; N may be 0."""
-    return tv_tensors.BoundingBoxes(boxes.reshape(-1, 4).to(torch.float32), format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+    return tv_tensors.BoundingBoxes(boxes.reshape(-1, 4).to(torch.float32), format="XYXY", canvas_size=size)
 
 
 def plain_sample(image: tv_tensors.Image, path: str = "") -> Sample:
