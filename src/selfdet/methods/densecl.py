@@ -58,7 +58,7 @@ class DenseCL(MoCo):
     """
 
     dense_queue: Tensor
-    dense_queue_pointer: Tensor
+    dense_queue_entered: Tensor
     steps: Tensor
 
     def __init__(
@@ -95,7 +95,7 @@ class DenseCL(MoCo):
         self.dense_weight, self.dense_warmup = dense_weight, dense_warmup
         self.matching, self.negatives = matching, negatives
         self.register_buffer("dense_queue", seeded_queue(queue_length, dim, seed + 1))
-        self.register_buffer("dense_queue_pointer", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("dense_queue_entered", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # Apart from `shuffle`, so that the shuffling is MoCo's whatever is drawn here.
         self.cell_draws = Draws(seed + 1)
@@ -115,9 +115,9 @@ class DenseCL(MoCo):
         mean_negative = self.dense_queue.mean(0)
         self._last.update(q_grid=q_grid.detach(), k_grid=k_grid, match=match, dense_mean_negative=mean_negative)
 
-        self.enter(self.queue, self.queue_pointer, k)
+        self.enter(self.queue, self.queue_entered, k)
         if self.training:
-            self.enter(self.dense_queue, self.dense_queue_pointer, self.dense_entries(k_cells, k_grid))
+            self.enter(self.dense_queue, self.dense_queue_entered, self.dense_entries(k_cells, k_grid))
         weight = self.current_weight()
         return {"loss": (1 - weight) * global_loss + weight * dense_loss, "global": global_loss, "dense": dense_loss}
 

@@ -79,7 +79,7 @@ class MoCo(Method):
     """
 
     queue: Tensor
-    queue_pointer: Tensor
+    queue_entered: Tensor
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class MoCo(Method):
             self.encoder = self.build_encoder(backbone, dim)
         self.key_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.register_buffer("queue", seeded_queue(queue_length, dim, seed))
-        self.register_buffer("queue_pointer", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("queue_entered", torch.zeros((), dtype=torch.int64))
         self.shuffle = Draws(seed)
         self._has_batch_norm = any(isinstance(module, BATCH_NORMS) for module in self.encoder.modules())
         self._average_due = True
@@ -122,7 +122,7 @@ class MoCo(Method):
         """Return the InfoNCE loss of a batch of view pairs under "loss" and "global"."""
         (q,), (k,) = self.both_views(batch)
         loss = self.contrast_images(q, k)
-        self.enter(self.queue, self.queue_pointer, k)
+        self.enter(self.queue, self.queue_entered, k)
         return {"loss": loss, "global": loss}
 
     def both_views(self, batch: ViewBatch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -151,10 +151,10 @@ class MoCo(Method):
         self._last.update(q=q.detach(), k=k, mean_negative=self.queue.mean(0))
         return info_nce(q, k, self.queue, self.temperature)
 
-    def enter(self, queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
+    def enter(self, queue: Tensor, entered: Tensor, keys: Tensor) -> None:
         """Put the (B, D) keys of all processes into a queue: after the loss, lest a query meet its own key there."""
         if self.training:
-            enqueue(queue, pointer, gather(keys)[0])
+            enqueue(queue, entered, gather(keys)[0])
 
     def after_step(self, step: int, total_steps: int | None = None) -> None:
         """Mark the end of an optimiser step: the next pass averages the key encoder."""
@@ -165,8 +165,13 @@ class MoCo(Method):
 
         `pos_similarity`, `neg_similarity`: mean cosine of a query with its key and with the queue. `feature_std`: 1 =
         spread evenly, 0 = collapsed. `effective_rank` of at most `rank_limit` = min(B, D). `loss_chance` = log(K + 1).
+        `queue_filled`: share of the queue that holds keys; the rest is still random vectors.
         """
-        figures = {"loss_chance": math.log(len(self.queue) + 1)}
+        length = len(self.queue)
+        figures = {
+            "loss_chance": math.log(length + 1),
+            "queue_filled": min(1.0, float(self.queue_entered) / length),
+        }
         if self._last:
             q = self._last["q"]
             figures["pos_similarity"] = float((q * self._last["k"]).sum(1).mean())

@@ -116,16 +116,16 @@ def seeded_queue(length: int, dim: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
+def enqueue(queue: Tensor, entered: Tensor, keys: Tensor) -> None:
     """Write keys over the oldest entries of a queue, in place, first in first out.
 
     Args:
         queue: (K, D).
-        pointer: int64 scalar, the position of the oldest entry; moved on, modulo K.
+        entered: int64 scalar, how many keys have entered before: the next one is written at this modulo K. Counted on.
         keys: (n, D), n of any size: only the last K of them remain.
     """
     length, count = len(queue), len(keys)
     kept = keys[max(0, count - length) :]
-    positions = (pointer + count - len(kept) + torch.arange(len(kept), device=queue.device)) % length
+    positions = (entered + count - len(kept) + torch.arange(len(kept), device=queue.device)) % length
     queue[positions] = kept.to(queue.dtype)
-    pointer.copy_((pointer + count) % length)
+    entered += count

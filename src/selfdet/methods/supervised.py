@@ -1,0 +1,35 @@
+"""Supervised detection: the detector's own losses on labelled samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from selfdet.data.sample import Sample
+from selfdet.detectors.base import Detector
+from selfdet.methods.base import Method
+
+
+class Supervised(Method):
+    """Fine-tunes `detector` (kept in `.detector`) on labelled samples with the sum of its own losses."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+        self._boxes_per_image = 0.0
+
+    def forward(self, batch: Sequence[Sample]) -> dict[str, Tensor]:
+        """The detector's named losses (scalars) of labelled samples, their sum under "loss"."""
+        prepared = self.detector.prepare(batch)
+        losses = self.detector.losses(prepared)
+        self._boxes_per_image = sum(len(target["boxes"]) for target in prepared.targets) / len(batch)
+        return {**losses, "loss": torch.stack(list(losses.values())).sum()}
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Nothing is averaged or queued."""
+
+    def health(self) -> dict[str, float]:
+        """ "boxes_per_image" of the last batch."""
+        return {"boxes_per_image": self._boxes_per_image}
