@@ -27,9 +27,6 @@ class Supervised(Method):
         self._boxes_per_image = sum(len(target["boxes"]) for target in prepared.targets) / len(batch)
         return {**losses, "loss": torch.stack(list(losses.values())).sum()}
 
-    def after_step(self, step: int, total_steps: int) -> None:
-        """Nothing is averaged or queued."""
-
     def health(self) -> dict[str, float]:
-        """ "boxes_per_image" of the last batch."""
+        """`boxes_per_image` of the last batch."""
         return {"boxes_per_image": self._boxes_per_image}
