@@ -1,1 +1,57 @@
-"""selfdet."""
+"""Pre-train whole object detectors from unlabelled images, and measure with few labels whether it helped.
+
+Every verb of the command line is a function here, with the same argument names (`_` for `-`):
+`selfdet.pretrain(images="photos", out="runs/pre")`. All names are imported on first use, so that `import selfdet`
+costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfdet.data.sample import Sample
+    from selfdet.errors import UserError
+    from selfdet.models.backbones import build_backbone
+    from selfdet.verbs.demo import demo
+    from selfdet.verbs.evaluate import evaluate
+    from selfdet.verbs.export import export
+    from selfdet.verbs.finetune import finetune
+    from selfdet.verbs.predict import predict
+    from selfdet.verbs.pretrain import pretrain
+
+    __version__: str
+
+__all__ = [
+    "Sample",
+    "UserError",
+    "__version__",
+    "build_backbone",
+    "demo",
+    "evaluate",
+    "export",
+    "finetune",
+    "predict",
+    "pretrain",
+]
+
+_ROOMS = {"Sample": "data.sample", "UserError": "errors", "build_backbone": "models.backbones"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use and keep it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'selfdet' has no attribute '{name}'")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("selfdet")
+    else:
+        value = getattr(import_module(f"selfdet.{_ROOMS.get(name, f'verbs.{name}')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
