@@ -19,6 +19,7 @@ from selfdet import cli
 from selfdet.cli_flags import flags_of
 from selfdet.cli_help import verb_help
 from selfdet.errors import UserError
+from selfdet.training.stop import Interrupted
 
 INPUTS = ["--images", "photos", "--out", "runs/one"]
 Capture = pytest.CaptureFixture[str]
@@ -109,9 +110,19 @@ def stop_by_hand() -> dict[str, Any]:
     raise KeyboardInterrupt
 
 
+def stop_by_library() -> dict[str, Any]:
+    """Stop as a library does that thinks itself the program."""
+    sys.exit(3)
+
+
 def stop_by_signal() -> dict[str, Any]:
-    """Stop as a verb does that saved itself on SIGTERM."""
-    sys.exit(143)
+    """Stop as a run does that saved itself on SIGTERM."""
+    raise Interrupted("stopped by SIGTERM", step=7, number=15)
+
+
+def stop_by_time() -> dict[str, Any]:
+    """Stop as a run does at its time limit."""
+    raise Interrupted("stopped by --max-time", step=7)
 
 
 def test_a_mistake_of_the_user_is_one_line_and_exits_with_2(capfd: Capture) -> None:
@@ -127,6 +138,11 @@ def test_a_fault_of_ours_shows_its_traceback_and_exits_with_1(capfd: Capture) ->
     assert "ValueError: broken" in err
 
 
+def test_a_run_that_saved_itself_says_how_to_go_on(capfd: Capture) -> None:
+    assert run(stop_by_signal) == 143
+    assert capfd.readouterr() == ("", f"selfdet: stopped by SIGTERM at step 7. {cli.RESUME}\n")
+
+
 def test_an_interrupt_is_one_line_and_exits_with_130(capfd: Capture) -> None:
     assert run(stop_by_hand) == 130
     assert capfd.readouterr() == ("", "selfdet: interrupted\n")
@@ -138,7 +154,9 @@ def test_an_interrupt_is_one_line_and_exits_with_130(capfd: Capture) -> None:
         (fail_for_the_user, 2, {"message": "photos: no images found", "hint": "Give a folder"}),
         (fail_for_us, 1, {"message": "ValueError: broken", "hint": cli.OUR_FAULT}),
         (stop_by_hand, 130, {"message": "interrupted", "hint": ""}),
-        (stop_by_signal, 143, {"message": "stopped with exit code 143", "hint": ""}),
+        (stop_by_library, 3, {"message": "stopped with exit code 3", "hint": ""}),
+        (stop_by_signal, 143, {"message": "stopped by SIGTERM at step 7", "hint": cli.RESUME}),
+        (stop_by_time, 124, {"message": "stopped by --max-time at step 7", "hint": cli.RESUME}),
     ],
 )
 def test_with_json_a_failure_is_an_error_object(
@@ -181,14 +199,14 @@ def test_help_of_a_verb_shows_types_defaults_units_and_an_example(capfd: Capture
         "--batch-size INT Images a step; default from the number of images.",
         "--lr FLOAT Learning rate per 256 images. (default: none)",
         "--limit INT|TEXT (default: auto)",
-        "--scale FLOAT FLOAT (default: 0.2 1.0)",
+        "--scale FLOAT FLOAT (default: 0.2 1)",
         "--stages {proposals,backbone,detector} ... (default: none)",
         "--resume (switch; default: off)",
         "--flip, --no-flip Mirror half of the images. (switch; default: on)",
         "backbone-stage (Only for the backbone):",
         "--backbone-stage.epochs INT Passes over the images in this stage. (default: 100)",
         "--config TEXT ... YAML",
-        "--json Print exactly one JSON object",
+        "--json exactly one JSON object",
         "example: selfdet bake --images photos --out runs/one",
     ):
         assert line in " ".join(text.split())

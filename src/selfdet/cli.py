@@ -3,8 +3,9 @@
 `selfdet --help` has to answer at once, so this file knows the verbs by name only. Their modules, and torch with them,
 are imported when a verb is asked for; jsonargparse and the help text likewise.
 
-Exit codes: 0 done, 1 a fault of selfdet (traceback on stderr), 2 a mistake the user can mend (one line on stderr),
-130 interrupted. With `--json` stdout carries exactly one JSON object, whatever happens.
+Exit codes: 0 done, 1 a fault of selfdet (traceback on stderr), 2 a mistake the user can mend (one line on stderr); of
+a run that was stopped 128 + the signal's number (130 for Ctrl-C), and 124 for `--max-time`, as timeout(1) has it.
+With `--json` stdout carries exactly one JSON object, whatever happens.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from selfdet.cli_json import stdout_to_stderr, to_json
 from selfdet.errors import UserError
+from selfdet.training.stop import Interrupted
 
 Verb = Callable[..., Any]
 
@@ -32,6 +34,8 @@ VERBS: dict[str, str] = {
 }
 
 OUR_FAULT = "This is a fault of selfdet: please report it with the traceback on stderr"
+
+RESUME = "The run is saved; the same command with --resume continues it"
 
 
 def load_verb(verb: str) -> Verb:
@@ -78,11 +82,14 @@ def _guarded(
     except UserError as error:
         print(f"selfdet: error: {error}", file=sys.stderr)
         return 2, _error_json(error.message, error.hint)
+    except Interrupted as stop:
+        print(f"selfdet: {stop}. {RESUME}", file=sys.stderr)
+        return 128 + stop.signal if stop.signal else 124, _error_json(str(stop), RESUME)
     except KeyboardInterrupt as stop:
         message = str(stop) or "interrupted"
         print(f"selfdet: {message}", file=sys.stderr)
         return 130, _error_json(message)
-    except SystemExit as stop:  # from a library, or from a run that saved itself on SIGTERM
+    except SystemExit as stop:  # from a library
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -56,8 +56,8 @@ class Flag:
 
 
 ADAPTER_FLAGS = (
-    Flag("config", list[str], None, "YAML with flags of this verb, hyphens or underscores; flags given here win."),
-    Flag("json", bool, False, "Print exactly one JSON object on stdout, and everything else on stderr."),
+    Flag("config", list[str], None, "YAML files of flags, keys with hyphens or underscores; flags typed here win."),
+    Flag("json", bool, False, "exactly one JSON object on stdout, everything else on stderr."),
 )
 
 

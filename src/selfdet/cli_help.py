@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable
@@ -57,7 +58,7 @@ def _default(flag: Flag) -> str:
         return ""
     if flag.is_switch:
         return f"(switch; default: {'on' if flag.default else 'off'})"
-    if flag.default is None:
-        return "" if "default" in flag.description.lower() else "(default: none)"
-    several = isinstance(flag.default, (list, tuple))
-    return f"(default: {' '.join(map(str, flag.default)) if several else flag.default})"
+    if flag.default is None:  # the description says what happens then, where there is something to say
+        return "" if re.search("default|not given", flag.description, re.IGNORECASE) else "(default: none)"
+    values = flag.default if isinstance(flag.default, (list, tuple)) else [flag.default]
+    return f"(default: {' '.join(f'{value:g}' if isinstance(value, float) else str(value) for value in values)})"
