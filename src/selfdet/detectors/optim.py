@@ -1,0 +1,84 @@
+"""What `parts()` drives: freezing, learning rates by part, and the table of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from selfdet.detectors.base import Detector
+from selfdet.errors import UserError
+
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+
+
+def part_of(detector: Detector, name: str) -> str:
+    """The part that holds a name of `detector.net.state_dict()`.
+
+    Raises: KeyError when none does, which is a fault of the detector's `parts()`.
+    """
+    for part, spec in detector.parts().items():
+        if spec.holds(name):
+            return part
+    raise KeyError(name)
+
+
+def freeze(detector: Detector, parts: Iterable[str]) -> None:
+    """Stop training of whole parts, batch norm statistics included; `train()` will not wake them.
+
+    Raises: UserError for a part the detector does not have.
+    """
+    chosen = set(parts)
+    _check(detector, chosen)
+    for name, parameter in detector.net.named_parameters():
+        if part_of(detector, name) in chosen:
+            parameter.requires_grad_(False)
+    for name, module in detector.net.named_modules():
+        if isinstance(module, _BatchNorm) and part_of(detector, f"{name}.weight") in chosen:
+            detector.frozen_norms.add(name)
+    detector.train(detector.training)
+
+
+def parameter_groups(
+    detector: Detector,
+    lr_by_part: Mapping[str, float],
+    weight_decay: float,
+    norm_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Optimiser groups of the trainable parameters: one a part, two where norms are decayed differently.
+
+    `lr_by_part`: multiples of the schedule's learning rate (1 where a part is not named), kept as "lr_scale".
+    `norm_decay`: weight decay of normalisation layers' parameters, `weight_decay` if None.
+    Raises: UserError for a part the detector does not have.
+    """
+    _check(detector, set(lr_by_part))
+    norms = {id(p) for m in detector.net.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
+    decays = {False: weight_decay, True: weight_decay if norm_decay is None else norm_decay}
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    for name, parameter in detector.net.named_parameters():
+        if parameter.requires_grad:
+            part, decay = part_of(detector, name), decays[id(parameter) in norms]
+            settings = {"name": part, "lr_scale": float(lr_by_part.get(part, 1.0)), "weight_decay": decay, "params": []}
+            groups.setdefault((part, decay), settings)["params"].append(parameter)
+    return list(groups.values())
+
+
+def parameter_table(detector: Detector) -> str:
+    """Parameters of each part and how many of them train, as text."""
+    counts = {part: [0, 0] for part in detector.parts()}
+    for name, parameter in detector.net.named_parameters():
+        row = counts[part_of(detector, name)]
+        row[0] += parameter.numel()
+        row[1] += parameter.numel() if parameter.requires_grad else 0
+    rows = [*counts.items(), ("total", [sum(column) for column in zip(*counts.values())])]
+    lines = [f"{'part':<10}{'parameters':>14}{'trained':>14}"]
+    return "\n".join(lines + [f"{part:<10}{total:>14,}{trained:>14,}" for part, (total, trained) in rows])
+
+
+def _check(detector: Detector, names: set[str]) -> None:
+    unknown = sorted(names - set(detector.parts()))
+    if unknown:
+        raise UserError(f"unknown part {unknown[0]!r}", f"this detector has {', '.join(detector.parts())}")

@@ -1,0 +1,100 @@
+"""Reading and writing weights: plain tensors by name, nothing that could be executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from selfdet.errors import UserError
+
+CONTAINERS = ("state_dict", "model")  # where training programs keep the weights inside a checkpoint
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, on the CPU, and the file's metadata (empty but for safetensors).
+
+    Safetensors are told by their content; anything else must be a torch file of tensors by name, or hold such a dict
+    under "state_dict" or "model".
+
+    Raises: UserError for a missing, damaged or empty file, and for one that holds more than plain tensors: it is
+    refused without being executed.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}", "name a .safetensors, .pt or .pth file") from error
+    tensors, metadata = _read_safetensors(path) if start[8:] == b"{" else (_read_torch(path), {})
+    if not tensors:
+        raise UserError(f"{path} holds no tensors", "name a file with weights")
+    return tensors, metadata
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors by name, atomically: a reader sees the old file or the whole new one.
+
+    Each is copied, contiguous, to the CPU, so tensors that share memory are written in full under every name.
+    """
+    path = Path(path)
+    copies = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(copies, unfinished, dict(metadata))
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path} is a damaged safetensors file ({error})", "fetch or write it again") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than plain tensors and was not executed ({_first_sentence(error)})",
+            "if you trust its source, load it yourself and save only its state dict, best as safetensors",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{path} is neither safetensors nor a readable torch file ({_first_sentence(error)})",
+            "name a .safetensors, .pt or .pth file",
+        ) from error
+    return _flat(path, content)
+
+
+def _flat(path: Path, content: Any) -> dict[str, Tensor]:
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, expected tensors by name", "save a state dict")
+    other = next((key for key, value in content.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise UserError(
+            f"{path}: {other!r} is a {type(content[other]).__name__}, expected only tensors by name, "
+            f"at the top or under {' or '.join(map(repr, CONTAINERS))}",
+            "save only the network's state dict",
+        )
+    return {str(name): value.detach() for name, value in content.items()}
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0][:160]
