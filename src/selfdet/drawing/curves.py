@@ -43,7 +43,7 @@ def plot_curves(
     and more are drawn faint with their running mean, which the x axis then says.
     """
     levels = {name: y for name, y in (hlines or {}).items() if math.isfinite(y) and (y > 0 or not log_y)}
-    figure, axes = _canvas(title, max(4.2, 1.2 + 0.2 * (len(series) + len(levels))))
+    figure, axes = _canvas(title, max(3.8, 1.2 + 0.2 * (len(series) + len(levels))))
     ends: list[tuple[str, str, float, float]] = []  # name, colour, x and y of a line's end
     every_x: list[float] = []
     every_y: list[float] = list(levels.values())
@@ -123,7 +123,7 @@ def plot_bars(
                     end = max(end, mean + deviation)
                     axes.plot([mean - deviation, mean + deviation], [place, place], color=_INK, linewidth=1.1)
                     axes.plot(known, [place] * len(known), "o", color=ink, markersize=4, markeredgecolor="white")
-                    words += f" ± {deviation:.1f}  ({len(known)} seeds)"
+                    words += f" ± {deviation:.1f} (n = {len(known)})"
             axes.annotate(
                 words, (end, place), xytext=(7, 0), textcoords="offset points", va="center", color=_INK, fontsize=9
             )
@@ -132,20 +132,20 @@ def plot_bars(
         place += 0.25
     axes.set_yticks(ticks, names, **_TEXT)
     axes.set_ylim(place - 0.4, -0.7)
-    axes.set_xlim(0, top * 1.3 or 1)
+    axes.set_xlim(0, top * 1.35 or 1)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=_RULE, linewidth=0.8)
-    note = "  (bar: mean; line: ± sample standard deviation; dots: seeds)" if spread else ""
+    note = "  (bar: mean; line: ± sample standard deviation; dots: each of n)" if spread else ""
     axes.set_xlabel(x_label + note, color=_INK, **_TEXT)
     return _write(figure, out)
 
 
 def _canvas(title: str, height: float) -> tuple[Figure, Axes]:
-    """An empty chart, 7.2 inches wide, of its own (no global figure list, so it works in any thread)."""
-    figure = Figure(figsize=(7.2, height), dpi=150, layout="constrained", facecolor="white")
+    """An empty chart, 6.2 inches wide, of its own (no global figure list, so it works in any thread)."""
+    figure = Figure(figsize=(6.2, height), dpi=170, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    axes.set_title("\n".join(textwrap.wrap(title, 72)), loc="left", fontsize=11, weight="bold", color=_INK, **_TEXT)
+    axes.set_title("\n".join(textwrap.wrap(title, 64)), loc="left", fontsize=11, weight="bold", color=_INK, **_TEXT)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9a9a9a")
     axes.tick_params(colors=_INK, labelsize=9)
