@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# The tile of logits that lives at one time: 256 × 2,048 float32 = 2 MiB, which stays in the cache of a CPU core.
-QUERY_TILE = 256
-NEGATIVE_TILE = 2048
+# Queries × negatives whose logits live at one time. On a CPU 2 MiB of float32, which stays in the cache of a core;
+# elsewhere 64 MiB, so that launching kernels does not take longer than running them.
+CPU_TILE = (256, 2048)
+DEVICE_TILE = (1024, 16384)
 # Similarities of this many elements at most are held by `match_dense` (16 MiB in float32).
 MATCH_ELEMENTS = 1 << 22
 
@@ -43,14 +44,16 @@ class _InfoNCE(torch.autograd.Function):
             count = max(1, len(q))
             loss = q.new_zeros(())
             query_gradient, positive_gradient = (torch.empty_like(q), torch.empty_like(p)) if with_gradient else (q, p)
-            for start in range(0, len(q), QUERY_TILE):
-                rows = slice(start, start + QUERY_TILE)
+            height, width = CPU_TILE if q.device.type == "cpu" else DEVICE_TILE
+            for start in range(0, len(q), height):
+                rows = slice(start, start + height)
                 scaled = q[rows] / temperature
                 # The positive opens the sum: its logit is the first maximum, its share of the sum exp(0) = 1.
                 positive_logit = (scaled * p[rows]).sum(1, keepdim=True)
                 maximum, total = positive_logit.clone(), torch.ones_like(positive_logit)
                 weighted = p[rows].clone() if with_gradient else None
-                for tile in n.split(NEGATIVE_TILE):
+                for column in range(0, len(n), width):
+                    tile = n[column : column + width]
                     logits = scaled @ tile.T
                     new_maximum = torch.maximum(maximum, logits.amax(1, keepdim=True))
                     logits.sub_(new_maximum).exp_()
@@ -124,7 +127,10 @@ def match_dense(query_features: Tensor, key_features: Tensor) -> Tensor:
         for query, key in zip(query_features.split(images), key_features.split(images)):
             q = functional.normalize(query.flatten(2).to(dtype), dim=1)
             k = functional.normalize(key.flatten(2).to(dtype), dim=1)
-            matches.append(torch.bmm(q.transpose(1, 2), k).argmax(2))
+            similarity = torch.bmm(q.transpose(1, 2), k)
+            # A matrix product may round equal cells differently by their position: what rounding can explain is a tie.
+            enough = similarity.amax(2, keepdim=True) - 8 * torch.finfo(dtype).eps
+            matches.append((similarity >= enough).view(torch.uint8).argmax(2))
         return torch.cat(matches)
 
 
