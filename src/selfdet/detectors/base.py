@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from selfdet.data.pixels import normalise
 from selfdet.data.sample import Sample
-from selfdet.models.backbones import Backbone
+from selfdet.models.backbones import Backbone, evaluating
 
 
 @dataclass
@@ -129,18 +128,6 @@ class Detector(nn.Module, ABC):
         for name in self.frozen_norms:
             self.net.get_submodule(name).eval()
         return self
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each submodule's own mode again after."""
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, mode in modes:
-            child.training = mode
 
 
 def _target(sample: Sample, device: torch.device) -> dict[str, Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
 import timm
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -56,7 +58,7 @@ class Backbone(nn.Module):
         return self.maps(self.net, x)
 
     def check_image_size(self, size: int) -> None:
-        """Refuse images whose side (px) is below the coarsest stride.
+        """Refuse images whose side (px) is below the coarsest stride, or that the network cannot take.
 
         Raises: UserError.
         """
@@ -65,6 +67,20 @@ class Backbone(nn.Module):
                 f"--image-size {size}: below the stride {self.strides[-1]} of backbone {self.name}",
                 f"use at least {self.strides[-1]}, better 128 or more",
             )
+        if self.library != "torchvision":  # some of timm's transformers are tied to the size they were made for
+            self._try_image_size(-(-size // self.strides[-1]) * self.strides[-1])
+
+    @torch.no_grad()
+    def _try_image_size(self, size: int) -> None:
+        weight = next(self.net.parameters())
+        try:
+            with evaluating(self):
+                self(torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device))
+        except (RuntimeError, AssertionError, IndexError) as error:
+            raise UserError(
+                f"--image-size {size}: backbone {self.name} cannot take it ({str(error).splitlines()[0]})",
+                "use the size it was made for, or a convolutional or Swin network, which takes any",
+            ) from error
 
 
 class Trunk(nn.ModuleDict):
@@ -105,6 +121,18 @@ def nearest_names(name: str) -> list[str]:
     return difflib.get_close_matches(name.removeprefix("timm/"), known, n=4, cutoff=0.5)
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each submodule's own mode again after."""
+    modes = [(child, child.training) for child in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
 @cache
 def torchvision_resnets() -> list[str]:
     """Names of torchvision's ResNets, ResNeXts and wide ResNets."""
@@ -131,13 +159,7 @@ def _timm_maps(net: nn.Module, x: Tensor, indices: tuple[int, ...]) -> dict[str,
 
 def _timm_network(name: str, pretrained: bool) -> Backbone:
     library_name = name.removeprefix("timm/")
-    options: dict[str, Any] = {}
-    if library_name.startswith("swin"):
-        options["strict_img_size"] = False
-    elif "vit" in library_name.split("_")[0]:
-        options["dynamic_img_size"] = True
-    create = partial(timm.create_model, library_name, pretrained, features_only=True, feature_cls="getter", **options)
-    getter = _fetch(name, create)
+    getter = _fetch(name, partial(_any_size, library_name, pretrained))
     # The getter prunes what lies behind the last map and keeps the rest as `.model`, under timm's own names.
     indices = tuple(getter.out_indices)[-LEVELS:]
     return Backbone(
@@ -150,6 +172,18 @@ def _timm_network(name: str, pretrained: bool) -> Backbone:
         tuple(getter.model.pretrained_cfg.get("mean", IMAGENET_MEAN)),
         tuple(getter.model.pretrained_cfg.get("std", IMAGENET_STD)),
     )
+
+
+def _any_size(library_name: str, pretrained: bool) -> nn.Module:
+    """The network in the form that takes images of any size: transformers need to be told, others refuse to be."""
+    options: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
+    for option in options:
+        try:
+            return timm.create_model(library_name, pretrained, features_only=True, feature_cls="getter", **option)
+        except TypeError as error:
+            if not any(name in str(error) for name in option):
+                raise
+    raise AssertionError("the last attempt has no option to refuse")
 
 
 def _fetch(name: str, create: Callable[[], nn.Module]) -> Any:

@@ -1,0 +1,63 @@
+"""The pyramid: torchvision's names and outputs, true strides, honest refusals."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+from torchvision.models.detection import backbone_utils
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from selfdet.errors import UserError
+from selfdet.models.backbones import build_backbone
+from selfdet.models.fpn import BackboneWithFPN
+
+
+@pytest.mark.parametrize("extra", ["p6p7", "pool"])
+def test_weights_load_strictly_into_torchvisions_class_and_give_its_maps(extra):
+    ours = BackboneWithFPN(build_backbone("resnet18"), 32, extra=extra).eval()
+    layers = [2, 3, 4] if extra == "p6p7" else [1, 2, 3, 4]
+    stock = backbone_utils.BackboneWithFPN(
+        resnet18(),
+        {f"layer{layer}": str(key) for key, layer in enumerate(layers)},
+        [32 * 2**layer for layer in layers],
+        32,
+        LastLevelP6P7(32, 32) if extra == "p6p7" else LastLevelMaxPool(),
+    ).eval()
+    stock.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(2, 3, 96, 128)
+    with torch.no_grad():
+        expected, maps = stock(x), ours(x)
+    assert list(maps) == list(expected)
+    for name, features in maps.items():
+        torch.testing.assert_close(features, expected[name])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])
+def test_every_level_has_the_stated_stride_and_width(name):
+    pyramid = BackboneWithFPN(build_backbone(name), 32).eval()
+    with torch.no_grad():
+        maps = pyramid(torch.randn(1, 3, 128, 256))
+    assert pyramid.strides == [8, 16, 32, 64, 128]
+    for features, stride in zip(maps.values(), pyramid.strides):
+        assert features.shape == (1, 32, 128 // stride, 256 // stride)
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("bn", nn.BatchNorm2d), ("gn", nn.GroupNorm)])
+def test_a_norm_follows_every_pyramid_convolution(norm, kind):
+    pyramid = BackboneWithFPN(build_backbone("resnet18"), 32, norm=norm)
+    assert sum(isinstance(module, kind) for module in pyramid.fpn.modules()) == 6
+
+
+def test_the_body_is_the_backbones_own_net():
+    backbone = build_backbone("resnet18")
+    assert BackboneWithFPN(backbone, 32).body is backbone.net
+
+
+def test_a_backbone_of_a_single_stride_is_refused():
+    with pytest.raises(UserError, match="vit_tiny_patch16_224 has strides"):
+        BackboneWithFPN(build_backbone("vit_tiny_patch16_224"), 32)
+
+
+def test_an_unknown_norm_is_refused():
+    with pytest.raises(UserError, match="'ln'"):
+        BackboneWithFPN(build_backbone("resnet18"), 32, norm="ln")
