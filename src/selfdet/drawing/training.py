@@ -1,0 +1,71 @@
+"""The curves of a run, from its metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfdet.drawing.curves import plot_curves
+
+Rows = Sequence[Mapping[str, Any]]
+
+# One picture a line: file, title, y label, and what each figure is called in it.
+PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
+    (
+        "loss",
+        "Loss",
+        "loss (mean since the last row)",
+        {
+            "loss": "total",
+            "global": "global",
+            "dense": "dense",
+            "classification": "classification",
+            "bbox_regression": "box regression",
+            "bbox_ctrness": "centerness",
+        },
+    ),
+    (
+        "similarity",
+        "Similarity of query and key",
+        "cosine similarity",
+        {
+            "pos_similarity": "positive pairs",
+            "neg_similarity": "negatives",
+            "dense_pos_similarity": "positive cells",
+            "dense_neg_similarity": "negatives of cells",
+        },
+    ),
+    (
+        "spread",
+        "Spread of the embeddings",
+        "effective rank",
+        {"effective_rank": "effective rank", "rank_limit": "at most"},
+    ),
+    (
+        "match_accuracy",
+        "Dense matches that hit the true cell",
+        "share of cells",
+        {"match_accuracy": "this run", "match_chance": "guessing"},
+    ),
+    ("ap", "Average precision on held-out images", "AP, 0…1", {"AP": "AP", "AP50": "AP50"}),
+    ("learning_rate", "Learning rate", "learning rate", {"lr": "learning rate"}),
+)
+
+
+def plot_training(rows: Rows, folder: Path) -> list[Path]:
+    """Write one chart for each kind of figure that the rows of metrics.jsonl hold; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for file, title, label, names in PICTURES:
+        series = {shown: _points(rows, name) for name, shown in names.items()}
+        series = {shown: points for shown, points in series.items() if points}
+        if series:
+            path = folder / f"{file}.png"
+            plot_curves(series, path, title=title, x_label="optimiser step", y_label=label)
+            written.append(path)
+    return written
+
+
+def _points(rows: Rows, name: str) -> list[tuple[float, float | None]]:
+    return [(row["step"], row[name]) for row in rows if name in row]

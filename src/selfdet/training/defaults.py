@@ -1,0 +1,87 @@
+"""Settings that follow from the data's size, each with the reason that is printed beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+from selfdet.data.labels import ImageRecord
+from selfdet.errors import UserError
+
+
+class Default(NamedTuple):
+    """A chosen value and why."""
+
+    value: float
+    reason: str
+
+
+def batch_size(images: int, asked: int | None, device_type: str) -> Default:
+    """Images a step: what was asked, at most one epoch's worth."""
+    wanted = asked if asked is not None else (64 if device_type == "cpu" else 256)
+    if images < wanted:
+        return Default(images, f"lowered from {wanted}: there are {images} images, and a batch never repeats one")
+    return Default(wanted, "asked" if asked is not None else f"default on {device_type}")
+
+
+def queue_length(images: int, batch: int) -> Default:
+    """Negatives kept: the largest power of two that the images fill once, 256 to 65,536."""
+    power = 2 ** int(math.log2(max(1, images)))
+    value = max(256, min(65_536, power))
+    return Default(value, f"{images} images: a longer queue would hold views of the same image as negatives")
+
+
+def contrastive_lr(images: int, batch: int, pretrained: bool) -> Default:
+    """Peak learning rate of SGD for MoCo and DenseCL, in proportion to the batch.
+
+    Source: 0.03 at batch 256 on ImageNet's 1.28 M images, 0.3 at batch 256 on COCO's 118 k.
+    """
+    base = 0.03 if images >= 500_000 or pretrained else 0.3
+    why = "weights that are already trained" if pretrained else f"{images} images"
+    return Default(base * batch / 256, f"{base} × {batch}/256, for {why}")
+
+
+def asked_steps(images: int, batch: int, epochs: int | None, steps: int | None) -> Default | None:
+    """Optimiser steps that the user asked for, as steps or as epochs; None where neither was given.
+
+    Raises: UserError when the number is not positive.
+    """
+    for flag, given in (("steps", steps), ("epochs", epochs)):
+        if given is not None and given < 1:
+            raise UserError(f"--{flag} {given} is not positive", "Give at least 1")
+    if steps is not None:
+        return Default(steps, "asked")
+    if epochs is not None:
+        per_epoch = max(1, images // batch)
+        return Default(epochs * per_epoch, f"{epochs} epochs of {per_epoch}")
+    return None
+
+
+def contrastive_steps(images: int, batch: int) -> Default:
+    """Optimiser steps of MoCo and DenseCL. Source: 200 epochs of ImageNet, 800 of COCO."""
+    epochs, name = (200, "ImageNet") if images >= 500_000 else (800, "COCO")
+    per_epoch = max(1, images // batch)
+    return Default(epochs * per_epoch, f"{epochs} epochs of {per_epoch}, as published for {name}; fewer with --epochs")
+
+
+def finetune_steps(images: int, batch: int) -> Default:
+    """Optimiser steps of fine-tuning: 24 passes, at least 400 and at most 12,000 steps.
+
+    Source: AlignDet fine-tunes few labels for 12,000 iterations of 16.
+    """
+    value = max(400, min(12_000, 24 * math.ceil(images / batch)))
+    return Default(value, f"24 passes over {images} labelled images, within 400…12,000 steps")
+
+
+def finetune_lr(batch: int) -> Default:
+    """Peak learning rate of a one-stage detector. Source: 0.01 at batch 16, in proportion to the batch."""
+    return Default(0.01 * batch / 16, f"0.01 × {batch}/16")
+
+
+def detection_size(records: Sequence[ImageRecord]) -> Default:
+    """Long side (px) at which a detector sees images: the labelled images' own median, 128 to 800 px."""
+    typical = median(max(record.width, record.height) for record in records)
+    value = max(128, min(800, 32 * round(typical / 32)))
+    return Default(value, f"the labelled images' long sides have the median {typical:g} px")

@@ -1,0 +1,129 @@
+"""What a run says: lines on stderr and in log.txt, and a moving bar where stderr is a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+SHOWN = frozenset({"loss", "global", "dense", "lr", "classification", "bbox_regression", "bbox_ctrness"})
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the two units a person would name: `2 h 05 min`, `3 min 20 s`, `8 s`."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    if minutes:
+        return f"{minutes} min {left:02d} s"
+    return f"{left} s"
+
+
+class Reporter:
+    """Speaks for a run: on stderr, and in `log_file` where one is given. `quiet` keeps processes other than the
+    first from repeating it."""
+
+    def __init__(self, log_file: Path | None = None, *, quiet: bool = False) -> None:
+        self.log_file = log_file
+        self.quiet = quiet
+        # A log has no width: lines are broken only where a terminal shows them.
+        self.console = Console(file=sys.stderr, highlight=False, markup=False, soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        """Say one line (or a table of several)."""
+        if self.quiet:
+            return
+        self.console.print(text)
+        if self.log_file is not None:
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    @contextmanager
+    def counting(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Count towards `total` of `unit`, with rate and time left: a bar, or a line every 10 s."""
+        begun = said = time.monotonic()
+        bar = None
+        if self.console.is_terminal and not self.quiet:
+            bar = Progress(
+                TextColumn("{task.completed}/{task.total} " + unit),
+                BarColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            bar.start()
+            task = bar.add_task("", total=total)
+
+        def seen(done: int) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if bar is not None:
+                bar.update(task, completed=done)
+            elif now - said > 10.0:
+                said = now
+                rate = done / (now - begun)
+                self.line(f"{done}/{total} {unit}  {rate:.1f}/s  left {duration((total - done) / rate)}")
+
+        try:
+            yield seen
+        finally:
+            if bar is not None:
+                bar.stop()
+
+    def steps(self, total: int, start: int = 0) -> StepDisplay:
+        """A display for `total` optimiser steps, `start` of which are done."""
+        return StepDisplay(self, total, start)
+
+
+class StepDisplay:
+    """Progress of a training run: a bar on a terminal, a line at each logged step elsewhere."""
+
+    def __init__(self, reporter: Reporter, total: int, start: int) -> None:
+        self.reporter = reporter
+        self.total = total
+        self.bar: Progress | None = None
+        if reporter.console.is_terminal and not reporter.quiet:
+            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+            self.bar = Progress(*columns, console=reporter.console, transient=True)
+            self.task = self.bar.add_task("", total=total, completed=start)
+
+    def __enter__(self) -> StepDisplay:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Show that `step` steps are done."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step)
+
+    def logged(
+        self, step: int, epoch: int, figures: Mapping[str, float], rate: float, wait: float, left: float
+    ) -> None:
+        """Show the figures of a logged step: `rate` images a second, `wait` share of waiting, `left` s."""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if name in SHOWN)
+        speed = f"{rate:.1f} images/s  data wait {wait:.0%}  left {duration(left)}"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=f"epoch {epoch + 1}  {shown}  {speed}")
+        text = f"step {step}/{self.total}  epoch {epoch + 1}  {shown}  {speed}"
+        if self.bar is None:
+            self.reporter.line(text)
+        elif self.reporter.log_file is not None:
+            with self.reporter.log_file.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")

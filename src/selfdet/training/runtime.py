@@ -1,0 +1,91 @@
+"""Devices, precision and processes, through lightning-fabric."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from selfdet.errors import UserError
+
+PRECISIONS = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run computes: `fabric` launched, `precision` as its short name, `threads` per process."""
+
+    fabric: Fabric
+    precision: str
+    threads: int
+
+    @property
+    def describe(self) -> str:
+        """One line for the log."""
+        kind = self.fabric.device.type
+        name = torch.cuda.get_device_name(self.fabric.device) if kind == "cuda" else kind
+        count = self.fabric.world_size
+        return f"{count} × {name}, {self.precision}, {self.threads} threads, torch {torch.__version__}"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 natively; elsewhere it is emulated and slower than float32."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+
+
+def choose_precision(asked: str, device: str) -> str:
+    """`auto` resolved for a device type: bf16 where the hardware has it, else fp32.
+
+    Raises: UserError for an unknown name.
+    """
+    if asked != "auto":
+        if asked not in PRECISIONS:
+            raise UserError(f"--precision {asked} is unknown", f"Use auto, {', '.join(PRECISIONS)}")
+        if asked == "fp16" and device == "cpu":
+            raise UserError("--precision fp16 needs a GPU", "Use bf16 or fp32 on a CPU")
+        return asked
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device == "cpu":
+        return "bf16" if cpu_has_bf16() else "fp32"
+    return "fp32"
+
+
+def start_runtime(*, devices: int | str = "auto", nodes: int = 1, precision: str = "auto", threads: int = 0) -> Runtime:
+    """Choose the device, launch the processes and fix the thread count.
+
+    `devices`: a number of processes, or `auto` (every GPU; one process on a CPU). `threads` 0 keeps torch's choice.
+    Raises: UserError when the devices asked for are not there.
+    """
+    if torch.cuda.is_available():
+        accelerator, found = "cuda", torch.cuda.device_count()
+    elif torch.backends.mps.is_available():
+        accelerator, found = "mps", 1
+    else:
+        accelerator, found = "cpu", os.cpu_count() or 1
+    try:
+        count = (1 if accelerator == "cpu" else found) if devices == "auto" else int(devices)
+    except ValueError:
+        raise UserError(f"--devices {devices} is not a number", "Give a number of processes or auto") from None
+    if not 1 <= count <= found:
+        raise UserError(f"--devices {count}: this machine has {found} ({accelerator})", f"Use 1 to {found}")
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = choose_precision(precision, accelerator)
+    # Two queues are 67 MB: broadcasting buffers at every step would cost more than the losses do.
+    several = count * nodes > 1
+    strategy = DDPStrategy(broadcast_buffers=False) if several else "auto"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=count,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=PRECISIONS[chosen],  # type: ignore[arg-type]
+    )
+    if several:
+        fabric.launch()
+    return Runtime(fabric=fabric, precision=chosen, threads=torch.get_num_threads())
