@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -177,7 +179,7 @@ class _Guarded(Dataset[_Loaded]):
             return _Loaded(error=(error.message, error.hint))
         names = ", ".join(dict.fromkeys(path for path, _ in unreadable[:3]))
         message = f"{_TRIES} images drawn one after another could not be read, the first of them {names}"
-        return _Loaded(error=(message, "check that the folder holds intact image files"))
+        return _Loaded(error=(message, "Check that the folder holds intact image files"))
 
 
 class _Collate:
@@ -213,6 +215,16 @@ def _start_worker(worker: int) -> None:
     # Ctrl-C and a cluster's SIGTERM go to the whole group: the main process saves, then ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # torch watches the process that forked the worker, but that is the fork server, which lives as long as its
+    # workers do: without this, the workers of a killed run would stay for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _received(loader: DataLoader[Any]) -> Iterator[_Loaded]:
@@ -224,5 +236,5 @@ def _received(loader: DataLoader[Any]) -> Iterator[_Loaded]:
             raise
         raise UserError(
             "a data worker process ended unexpectedly, most often for lack of memory or of room in /dev/shm",
-            "use fewer --workers (0 works everywhere); in a Python script put the call under if __name__ == '__main__'",
+            "Use fewer --workers (0 works everywhere); in a Python script put the call under if __name__ == '__main__'",
         ) from error

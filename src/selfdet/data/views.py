@@ -58,7 +58,7 @@ class ViewPair:
     path: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: lightning-fabric refuses to pass frozen ones to a module
 class ViewBatch:
     """A batch of view pairs: views (B, 3, S, S) uint8, affines (B, 2, 3) float32 from view to source pixels."""
 
