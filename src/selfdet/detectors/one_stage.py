@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from selfdet.detectors._torchvision import (
     FCOS,
@@ -18,11 +15,10 @@ from selfdet.detectors._torchvision import (
     fcos_outputs,
 )
 from selfdet.detectors.base import Batch, Detector, Part
+from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
 from selfdet.models.fpn import BackboneWithFPN
-
-BATCH_NORMS = ("train", "frozen", "sync")
 
 
 class FCOSDetector(Detector):
@@ -96,8 +92,7 @@ def fcos(
 ) -> FCOSDetector:
     """FCOS with centre sampling on a pyramid of strides 8 to 128 over `backbone`, its weights untouched.
 
-    `batch_norm` rules the backbone's: "train", "frozen" (statistics and affine values stay) or "sync" (over all
-    processes; "train" where there is one). `neck_norm` (None, "bn", "gn") goes into the pyramid. `image_size` is the
+    `batch_norm` rules the backbone's (`apply_batch_norm`): "train", "frozen" or "sync". `neck_norm` (None, "bn", "gn") goes into the pyramid. `image_size` is the
     long side (px) that images will have: it sets `anchor_sizes`; the radius of centre sampling stays 1.5 strides.
     `score_threshold` and `detections` bound what an image returns.
 
@@ -110,9 +105,7 @@ def fcos(
         raise UserError(f"fpn_channels {fpn_channels}: expected a multiple of 32 from 64 on", "use 128 or 256")
     if head_convs < 1:
         raise UserError(f"head_convs {head_convs}: expected at least 1", "the usual number is 4")
-    if batch_norm not in BATCH_NORMS:
-        raise UserError(f"batch_norm {batch_norm!r}", f"expected one of {', '.join(BATCH_NORMS)}")
-    backbone.check_image_size(image_size)
+    backbone.check_image_size(image_size, any_shape=True)
     options = {
         "fpn_channels": fpn_channels,
         "head_convs": head_convs,
@@ -140,11 +133,8 @@ def fcos(
         # a multiple of 64 keeps all levels but the coarsest exact, and 320 px as they are.
         size_divisible=body.strides[-2],
     )
-    if batch_norm == "sync" and torch.distributed.is_available() and torch.distributed.is_initialized():
-        net = convert_sync_batchnorm(net)
     detector = FCOSDetector(net, backbone, num_classes, options)
-    if batch_norm == "frozen":
-        freeze_batch_norm(detector)
+    apply_batch_norm(detector, batch_norm)
     return detector
 
 
@@ -163,13 +153,3 @@ def anchor_sizes(image_size: int, strides: list[int]) -> list[int]:
     finest = strides[0]
     side = min(finest, max(finest // 2, 2 * round(finest * (image_size / 1024) ** 0.5 / 2)))
     return [side * stride // finest for stride in strides]
-
-
-def freeze_batch_norm(detector: Detector) -> None:
-    """Fix the backbone's batch norm: stored statistics and affine values are used, and neither changes."""
-    pattern = detector.parts()["backbone"]
-    for name, module in detector.net.named_modules():
-        if isinstance(module, _BatchNorm) and pattern.holds(f"{name}."):
-            module.requires_grad_(False)
-            detector.frozen_norms.add(name)
-    detector.train(detector.training)

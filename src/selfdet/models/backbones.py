@@ -57,28 +57,31 @@ class Backbone(nn.Module):
         """Maps "0", "1", … of images (B, 3, H, W), normalised with `mean` and `std`; finest first."""
         return self.maps(self.net, x)
 
-    def check_image_size(self, size: int) -> None:
-        """Refuse images whose side (px) is below the coarsest stride, or that the network cannot take.
+    def check_image_size(self, size: int, any_shape: bool = False) -> None:
+        """Refuse square images (`any_shape`: also others) whose side is below the coarsest stride (px) or does not fit.
 
         Raises: UserError.
         """
-        if size < self.strides[-1]:
+        stride = self.strides[-1]
+        if size < stride:
             raise UserError(
-                f"--image-size {size}: below the stride {self.strides[-1]} of backbone {self.name}",
-                f"use at least {self.strides[-1]}, better 128 or more",
+                f"--image-size {size}: below the stride {stride} of backbone {self.name}",
+                f"use at least {stride}, better 128 or more",
             )
         if self.library != "torchvision":  # some of timm's transformers are tied to the size they were made for
-            self._try_image_size(-(-size // self.strides[-1]) * self.strides[-1])
+            side = -(-size // stride) * stride
+            self._try_image_size(size, side, side + stride if any_shape else side)
 
     @torch.no_grad()
-    def _try_image_size(self, size: int) -> None:
+    def _try_image_size(self, size: int, height: int, width: int) -> None:
         weight = next(self.net.parameters())
         try:
             with evaluating(self):
-                self(torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device))
+                self(torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device))
         except (RuntimeError, AssertionError, IndexError) as error:
             raise UserError(
-                f"--image-size {size}: backbone {self.name} cannot take it ({str(error).splitlines()[0]})",
+                f"--image-size {size}: backbone {self.name} cannot take {height} × {width} px "
+                f"({str(error).splitlines()[0]})",
                 "use the size it was made for, or a convolutional or Swin network, which takes any",
             ) from error
 
@@ -117,7 +120,7 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
 
 def nearest_names(name: str) -> list[str]:
     """Up to four known backbone names that look like `name`."""
-    known = torchvision_resnets() + timm.list_models()
+    known = sorted({*torchvision_resnets(), *timm.list_models()})
     return difflib.get_close_matches(name.removeprefix("timm/"), known, n=4, cutoff=0.5)
 
 
@@ -196,5 +199,6 @@ def _fetch(name: str, create: Callable[[], nn.Module]) -> Any:
         ) from error
     except (AttributeError, AssertionError, NotImplementedError, TypeError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"backbone {name}: timm cannot give its feature maps here ({error})", "choose another backbone"
+            f"backbone {name}: its library could not build it with feature maps ({error})",
+            "start it at random, or choose another backbone",
         ) from error
