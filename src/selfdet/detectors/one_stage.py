@@ -92,9 +92,9 @@ def fcos(
 ) -> FCOSDetector:
     """FCOS with centre sampling on a pyramid of strides 8 to 128 over `backbone`, its weights untouched.
 
-    `batch_norm` rules the backbone's (`apply_batch_norm`): "train", "frozen" or "sync". `neck_norm` (None, "bn", "gn") goes into the pyramid. `image_size` is the
-    long side (px) that images will have: it sets `anchor_sizes`; the radius of centre sampling stays 1.5 strides.
-    `score_threshold` and `detections` bound what an image returns.
+    `batch_norm` rules the backbone's (`apply_batch_norm`): "train", "frozen" or "sync". `neck_norm` (None, "bn",
+    "gn") goes into the pyramid. `image_size` is the long side (px) that images will have: it sets `anchor_sizes`;
+    the radius of centre sampling stays 1.5 strides. `score_threshold` and `detections` bound an image's result.
 
     Raises: UserError for values out of range.
     Source: Tian et al. 2019, FCOS; torchvision.models.detection.FCOS, whose classifier starts at probability 0.01.
@@ -147,7 +147,7 @@ def anchor_sizes(image_size: int, strides: list[int]) -> list[int]:
     finest. Scaling in proportion asks coarse grids to separate objects they have no cell for. We take the geometric
     mean of both, √(image_size / 1024) strides, as even whole pixels (the generator rounds half sides) between half a
     stride and a stride: 4, 8, 16, 32, 64 px up to 400 px, the strides themselves from 784 px on. On COCO photographs
-    at 320 px this uses four levels and leaves no more boxes without a cell than the strides do (11 % against 10 %;
+    at 320 px this uses four levels and leaves hardly more boxes without a cell than the strides do (11 % against 10 %;
     19 % with a quarter stride).
     """
     finest = strides[0]
