@@ -20,15 +20,15 @@ def read_coco(file: str | Path, keys: Sequence[str] = ("images",)) -> dict[str, 
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise UserError(f"label file {path} {'is a folder' if path.is_dir() else 'does not exist'}", "give a COCO JSON")
+        raise UserError(f"label file {path} {'is a folder' if path.is_dir() else 'does not exist'}", "Give a COCO JSON")
     try:
         coco = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise UserError(
-            f"label file {path} is not JSON: {error.msg} in line {error.lineno}", "labels are read from COCO JSON"
+            f"label file {path} is not JSON: {error.msg} in line {error.lineno}", "Labels are read from COCO JSON"
         ) from error
     except (ValueError, RecursionError) as error:  # not even text, or brackets without end
-        raise UserError(f"label file {path} is not JSON", "labels are read from COCO JSON") from error
+        raise UserError(f"label file {path} is not JSON", "Labels are read from COCO JSON") from error
     for key in keys:
         value = coco.get(key) if isinstance(coco, dict) else None
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
@@ -52,7 +52,7 @@ def require_unique_ids(coco: dict[str, Any], key: str, file: str | Path) -> None
     if repeated:
         raise UserError(
             f'label file {file}: {len(repeated)} ids repeat in "{key}", the first of them {repeated[0]}',
-            "each id may stand once; renumber them where files were joined",
+            "Each id may stand once; renumber them where files were joined",
         )
 
 
@@ -85,7 +85,7 @@ def file_names(coco: dict[str, Any], file: str | Path) -> list[str]:
         if ".." in re.split(r"[\\/]", name):
             raise UserError(
                 f"label file {file} names the image {name}, which leaves the images' folder",
-                'file names are relative to --images and may not contain ".."',
+                'File names are relative to --images and may not contain ".."',
             )
         names.append(name)
     return names
@@ -96,7 +96,7 @@ def absent(file: str | Path, names: Sequence[str], total: int, where: str) -> Us
     return UserError(
         f"{len(names)} of the {total} images in {file} are not in {where}: "
         f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}",
-        "give the folder that the file names are relative to as --images",
+        "Give the folder that the file names are relative to as --images",
     )
 
 
@@ -125,5 +125,5 @@ def _inside(root: Path, name: str, file: str | Path) -> Path:
         return Path(name)
     raise UserError(
         f"label file {file} names the image {name}, which is outside {root}",
-        "file names are relative to the folder given as --images",
+        "File names are relative to the folder given as --images",
     )

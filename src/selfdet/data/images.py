@@ -78,7 +78,7 @@ class Quarantine:
         raise UserError(
             f"{len(self)} of {self.total} images cannot be read, more than {self.limit:.0%}: "
             f"{first}{'; …' if len(self) > 3 else ''}",
-            "mend or remove them, then start again with --resume",
+            "Mend or remove them, then start again with --resume",
         )
 
 
@@ -95,16 +95,16 @@ def list_images(images: str | Path) -> list[Path]:
     if os.path.isdir(text):
         paths = sorted(_walk(text))
         if not paths:
-            raise UserError(f"no image in the folder {text}", f"images end in {_suffixes()}")
+            raise UserError(f"no image in the folder {text}", f"Images end in {_suffixes()}")
         return [Path(path) for path in paths]
     if os.path.isfile(text):
         return _listed(Path(text))
     if glob.has_magic(text):
         found = sorted(name for name in glob.glob(text, recursive=True) if _is_image(name) and os.path.isfile(name))
         if not found:
-            raise UserError(f"no image matches {text}", f"images end in {_suffixes()}; quote the pattern in a shell")
+            raise UserError(f"no image matches {text}", f"Images end in {_suffixes()}; quote the pattern in a shell")
         return [Path(name) for name in found]
-    raise UserError(f"--images {text} does not exist", "give a folder, a glob, a text list or a COCO JSON")
+    raise UserError(f"--images {text} does not exist", "Give a folder, a glob, a text list or a COCO JSON")
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tensors.Image:
@@ -172,7 +172,7 @@ def _walk(folder: str, seen: frozenset[str] = frozenset()) -> Iterator[str]:
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise UserError(f"the folder {folder} cannot be listed: {error.strerror}", "check its permissions") from error
+        raise UserError(f"the folder {folder} cannot be listed: {error.strerror}", "Check its permissions") from error
     for entry in entries:
         if entry.name.startswith("."):
             continue
@@ -190,7 +190,7 @@ def _listed(file: Path) -> list[Path]:
     else:
         paths = _text_list(file)
     if not paths:
-        raise UserError(f"{file} lists no image", "give a folder, a glob, a text list or a COCO JSON")
+        raise UserError(f"{file} lists no image", "Give a folder, a glob, a text list or a COCO JSON")
     return list(dict.fromkeys(paths))
 
 
@@ -199,7 +199,7 @@ def _text_list(file: Path) -> list[Path]:
         lines = file.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file} is neither an image nor a text list", "give a folder, a glob, a text list or a COCO JSON"
+            f"{file} is neither an image nor a text list", "Give a folder, a glob, a text list or a COCO JSON"
         ) from error
     paths = []
     for number, line in enumerate(map(str.strip, lines), start=1):
@@ -207,7 +207,7 @@ def _text_list(file: Path) -> list[Path]:
             continue
         path = file.parent / os.path.expanduser(line)
         if path.suffix and not _is_image(path.name):
-            raise UserError(f"{file}, line {number}: {line} is not an image", f"images end in {_suffixes()}")
+            raise UserError(f"{file}, line {number}: {line} is not an image", f"Images end in {_suffixes()}")
         paths.append(path)
     missing = missing_files(paths)
     if missing:

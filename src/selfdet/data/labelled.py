@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +43,7 @@ class LabelledDataset:
         train: bool = True,
     ) -> None:
         if not 0 < scale_jitter[0] <= scale_jitter[1]:
-            raise UserError(f"the scale jitter {scale_jitter} is not two ascending factors above 0", "try 0.8 1.0")
+            raise UserError(f"the scale jitter {scale_jitter} is not two ascending factors above 0", "Try 0.8 1.0")
         # Polygons would be copied to every worker for nothing.
         self.records = list(records) if with_masks else [replace(record, segmentations=[]) for record in records]
         self.image_size = image_size
@@ -122,9 +124,24 @@ def evaluation_samples(
         yield resize_sample(sample, image_size)
 
 
-def collate_samples(samples: list[Sample]) -> list[Sample]:
+class SampleBatch(list[Sample]):
+    """A list of samples that leaves its worker in one piece.
+
+    Tensors cross processes as one open file each: a few hundred samples waiting in a queue would exceed the usual
+    limit of 1,024 open files.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpack, (torch.frombuffer(bytearray(pickle.dumps(list(self), protocol=5)), dtype=torch.uint8),)
+
+
+def collate_samples(samples: list[Sample]) -> SampleBatch:
     """A batch of labelled samples is the list of them: their sizes differ, and padding is the detector's matter."""
-    return samples
+    return SampleBatch(samples)
+
+
+def _unpack(data: Tensor) -> SampleBatch:
+    return SampleBatch(pickle.loads(data.numpy().data))
 
 
 def _visible(sample: Sample) -> Sample:

@@ -87,7 +87,7 @@ def load_labels(file: str | Path, images: str | Path | None = None) -> Labels:
         require_unique_ids(coco, key, path)
     for key in ("images", "categories"):
         if not coco[key]:
-            raise UserError(f'label file {path}: the list "{key}" is empty', "labels need images and their classes")
+            raise UserError(f'label file {path}: the list "{key}" is empty', "Labels need images and their classes")
     categories = sorted(coco["categories"], key=lambda category: category["id"])
     for category in categories:
         if not isinstance(category.get("name"), str):
@@ -140,7 +140,7 @@ def _paths(coco: dict[str, Any], file: Path, images: str | Path | None) -> list[
     for name in file_names(coco, file):
         found = [path for path in named[Path(name).name] if path.as_posix().endswith(f"/{name}") or str(path) == name]
         if len(found) > 1:
-            raise UserError(f"label file {file}: {name} is {len(found)} files of {root}", "give a folder as --images")
+            raise UserError(f"label file {file}: {name} is {len(found)} files of {root}", "Give a folder as --images")
         paths += found
         missing += [] if found else [name]
     if missing:
@@ -156,13 +156,13 @@ def _check_annotations(coco: dict[str, Any], file: Path) -> None:
                 raise UserError(f'label file {file} is not COCO: annotation {entry["id"]} has no "{key}"')
             value = entry[key]
             if not isinstance(value, int) or value not in known[among]:
-                hint = f'every "{key}" must be the id of one of "{among}"'
+                hint = f'Every "{key}" must be the id of one of "{among}"'
                 raise UserError(f"label file {file}: annotation {entry['id']} has the unknown {key} {value!r}", hint)
         box = entry.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
             raise UserError(
                 f'label file {file}: annotation {entry["id"]} has no "bbox" of four numbers',
-                "a box is [x, y, width, height] in pixels",
+                "A box is [x, y, width, height] in pixels",
             )
         entry.setdefault("iscrowd", 0)
         entry.setdefault("area", box[2] * box[3])
@@ -228,7 +228,7 @@ def _masks(record: ImageRecord, height: int, width: int) -> tv_tensors.Mask:
     for row, segmentation in enumerate(record.segmentations):
         where = f"annotation {record.annotation_ids[row]} of {record.path}"
         if segmentation is None:
-            raise UserError(f"{where} has no segmentation", "masks can be learned only where every object has one")
+            raise UserError(f"{where} has no segmentation", "Masks can be learned only where every object has one")
         try:
             if isinstance(segmentation, dict):
                 if list(segmentation["size"]) != [height, width]:
@@ -241,6 +241,6 @@ def _masks(record: ImageRecord, height: int, width: int) -> tv_tensors.Mask:
             masks[row] = rle.decode(packed).astype(bool)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise UserError(
-                f"the segmentation of {where} cannot be read: {error}", "use polygons or COCO RLE"
+                f"the segmentation of {where} cannot be read: {error}", "Use polygons or COCO RLE"
             ) from error
     return tv_tensors.Mask(torch.from_numpy(masks))

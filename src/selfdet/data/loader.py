@@ -214,17 +214,21 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C and a cluster's SIGTERM go to the whole group: the main process saves, then ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # torch watches the process that forked the worker, but that is the fork server, which lives as long as its
-    # workers do: without this, the workers of a killed run would stay for ever.
+    # SIGTERM is obeyed from the main process only. That process is watched as well: torch watches the one that
+    # forked the worker, but that is the fork server, which lives as long as its workers do, so that without this
+    # the workers of a killed run would stay for ever.
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    while parent is not None and parent.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if received is not None and received.si_pid == parent.pid:
+            break
+    os._exit(0)
 
 
 def _received(loader: DataLoader[Any]) -> Iterator[_Loaded]:

@@ -56,7 +56,7 @@ def coco_split_subset(image_ids: Sequence[int], percent: float, seed: int) -> Su
     count = int(percent / 100.0 * len(image_ids))
     if count == 0:
         raise UserError(
-            f"{percent:g} percent of {len(image_ids)} images is less than one image", "use a larger fraction"
+            f"{percent:g} percent of {len(image_ids)} images is less than one image", "Use a larger fraction"
         )
     # The published splits exist only in the legacy generator's stream.
     drawn = np.random.RandomState(seed).choice(len(image_ids), size=count)
@@ -65,7 +65,7 @@ def coco_split_subset(image_ids: Sequence[int], percent: float, seed: int) -> Su
 
 def _check(fraction: float, told: str) -> None:
     if not 0 < fraction <= 1:
-        raise UserError(f"{told} is not a share of the images", "give a number above 0 and up to 1 (0.1 is a tenth)")
+        raise UserError(f"{told} is not a share of the images", "Give a number above 0 and up to 1 (0.1 is a tenth)")
 
 
 def _subset(chosen: list[int], scheme: str, fraction: float, seed: int) -> Subset:
