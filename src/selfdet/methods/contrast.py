@@ -14,7 +14,7 @@ from torch.nn import functional
 
 # Queries × negatives whose logits live at one time. On a CPU 2 MiB of float32, which stays in the cache of a core;
 # elsewhere 64 MiB, so that launching kernels does not take longer than running them.
-CPU_TILE = (256, 2048)
+CPU_TILE = (512, 1024)
 DEVICE_TILE = (1024, 16384)
 # Similarities of this many elements at most are held by `match_dense` (16 MiB in float32).
 MATCH_ELEMENTS = 1 << 22
