@@ -27,7 +27,7 @@ class Crop(NamedTuple):
 def draw_crop(
     rng: np.random.Generator, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Crop:
-    """Draw a crop: area uniform in `scale` (shares of the image's), aspect ratio (width : height) log-uniform in `ratio`.
+    """Draw a crop: area uniform in `scale` (shares of the image's), width : height log-uniform in `ratio`.
 
     Ten draws that do not fit are followed by the largest central crop with an allowed aspect ratio, as in torchvision's
     `RandomResizedCrop`; images of one pixel are fine.
