@@ -1,13 +1,9 @@
-"""Endless, exactly resumable training batches: every random choice is a pure function of (seed, epoch, index)."""
+"""Training batches that resume exactly: every random choice is a pure function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -17,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from selfdet.data.images import Quarantine, UnreadableImage
+from selfdet.data.workers import script_hidden, start_method, start_worker
 from selfdet.errors import UserError
 
 Item = TypeVar("Item", covariant=True)
@@ -65,8 +62,8 @@ def training_batches(
 
     The stream is the same for any number of `workers` and begins anywhere at no cost, so a resumed run sees exactly
     the batches it would have seen. An item that raises `UnreadableImage` is replaced by a draw that depends on
-    (seed, epoch, index) alone and is entered in `quarantine`. `dataset` and `collate` must be picklable when
-    `workers` > 0.
+    (seed, epoch, index) alone and is entered in `quarantine`. When `workers` > 0, `dataset` and `collate` must be
+    picklable, and a script that defines them itself needs its `if __name__ == "__main__":`.
 
     With fewer items than a global batch an epoch is one full step: the items repeat, each time newly augmented
     (`load` is then given the number of the pass over the items, of which an epoch has several).
@@ -84,11 +81,15 @@ def training_batches(
         batch_sampler=_Steps(plan, start_step, total_steps),
         collate_fn=_Collate(collate),
         num_workers=workers,
-        worker_init_fn=_start_worker if workers else None,
-        multiprocessing_context=_context() if workers else None,
+        worker_init_fn=start_worker if workers else None,
+        multiprocessing_context=start_method() if workers else None,
+        # Its own, unused one: else each new iterator would draw from torch's global generator, and a resumed run
+        # draws once more than an uninterrupted one.
+        generator=torch.Generator(),
     )
     per_epoch = steps_per_epoch(len(dataset), batch_size, world)
-    for step, loaded in zip(range(start_step, total_steps), _received(loader)):
+    own_script = "__main__" in (type(dataset).__module__, collate.__module__)
+    for step, loaded in zip(range(start_step, total_steps), _received(loader, own_script)):
         if loaded.error is not None:
             raise UserError(*loaded.error)
         for path, reason in loaded.unreadable:
@@ -196,49 +197,16 @@ class _Collate:
         return _Loaded(self.collate([item.batch for item in items]), unreadable)
 
 
-def _context() -> Any:
-    """How workers are started: from a clean server process on Linux, afresh elsewhere; never by plain fork.
-
-    A fork copies a process whose OpenMP pool, CUDA context and locks belong to threads that the copy does not have:
-    it may hang at the first of them. The server is started before any of that exists in it, and imports torch once.
-    """
-    if not sys.platform.startswith("linux"):
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["selfdet.data.loader", "torchvision.transforms.v2"])
-    return context
-
-
-def _start_worker(worker: int) -> None:
-    # One thread a worker: the cores are shared out by the number of workers, and results don't depend on it.
-    torch.set_num_threads(1)
-    # Ctrl-C and a cluster's SIGTERM go to the whole group: the main process saves, then ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # SIGTERM is obeyed from the main process only. That process is watched as well: torch watches the one that
-    # forked the worker, but that is the fork server, which lives as long as its workers do, so that without this
-    # the workers of a killed run would stay for ever.
-    parent = multiprocessing.parent_process()
-    while parent is not None and parent.is_alive():
-        received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
-        if received is not None and received.si_pid == parent.pid:
-            break
-    os._exit(0)
-
-
-def _received(loader: DataLoader[Any]) -> Iterator[_Loaded]:
+def _received(loader: DataLoader[Any], own_script: bool) -> Iterator[_Loaded]:
     try:
-        yield from loader
+        with nullcontext() if own_script else script_hidden():
+            batches = iter(loader)
+        yield from batches
     except RuntimeError as error:
         # torch's words for a worker that ended without an exception of its own.
         if "DataLoader worker" not in str(error) or "Caught" in str(error):
             raise
         raise UserError(
             "a data worker process ended unexpectedly, most often for lack of memory or of room in /dev/shm",
-            "Use fewer --workers (0 works everywhere); in a Python script put the call under if __name__ == '__main__'",
+            "Use fewer --workers; 0 needs neither",
         ) from error
