@@ -1,0 +1,140 @@
+"""The main job on real photographs: DenseCL and MoCo v2 backbones, FCOS with 10 % of the labels, AP on held-out images.
+
+    python benchmarks/main_job.py --data ../shared/data/coco-person-mini --runs runs/main-job
+
+Every finished cell is one line of docs/results/main-job.jsonl and is never run again; an interrupted cell goes on where
+it was saved. The same commands can be typed by hand: each line holds its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results" / "main-job.jsonl"
+EXPERIMENT = "main-job"
+# Both methods get the same steps, batch, views and averaging; λ is all that differs. 0.99: a run of some thousand
+# steps is about one time constant of 0.999, and the key encoder would hardly leave its random start.
+PRETRAIN = "--backbone resnet18 --image-size 128 --batch-size 64 --momentum 0.99 --seed 0 --threads 1"
+FINETUNE = (
+    "--detector fcos --backbone resnet18 --fraction 0.1 --steps 400 --batch-size 8 --image-size 256 "
+    "--fpn-channels 96 --head-convs 2 --batch-norm train --lr 0.01"
+)
+
+
+def done() -> list[dict[str, Any]]:
+    """The finished cells."""
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def finish(cell: dict[str, Any]) -> None:
+    """Append one finished cell."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps({"experiment": EXPERIMENT, **cell, "commit": commit}) + "\n")
+
+
+def selfdet(words: str) -> dict[str, Any]:
+    """Run one command line and return the JSON object it prints."""
+    command = [sys.executable, "-m", "selfdet", *words.split(), "--json"]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if answer.returncode:
+        raise SystemExit(f"selfdet {words} ended with exit code {answer.returncode}")
+    return json.loads(answer.stdout)
+
+
+def photographs(data: Path, runs: Path) -> Path:
+    """A text list of the train and unlabelled photographs: everything but the held-out ones."""
+    names = [image["file_name"] for part in ("train", "unlabeled") for image in _images(data / f"{part}.json")]
+    runs.mkdir(parents=True, exist_ok=True)
+    listed = runs / "photographs.txt"
+    listed.write_text("".join(f"{(data / 'images' / name).resolve()}\n" for name in names))
+    return listed
+
+
+def _images(file: Path) -> list[dict[str, Any]]:
+    return json.loads(file.read_text())["images"]
+
+
+def match_cell(photos: Path, start: str) -> dict[str, Any]:
+    """Match accuracy at 224 px of a backbone, or of the untrained one, on one fixed set of view pairs."""
+    import torch
+
+    from selfdet.data.images import list_images
+    from selfdet.interchange.starts import load_backbone
+    from selfdet.training.health import MatchProbe
+
+    torch.manual_seed(0)
+    backbone, _ = load_backbone("resnet18", None if start == "random" else start)
+    return MatchProbe(list_images(photos), 224, seed=1, device="cpu", pairs=256)(backbone)
+
+
+def pretrained(run: Path) -> dict[str, Any]:
+    """The last figures of a pre-training run, and its time over all its sittings."""
+    last: dict[str, Any] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        last |= json.loads(line)
+    timing = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
+    # "seconds" starts again at each sitting: the last value before it falls ends one.
+    ends = [
+        row["seconds"]
+        for row, after in zip(timing, [*timing[1:], {"seconds": 0.0}])
+        if after["seconds"] < row["seconds"]
+    ]
+    names = ("loss", "global", "dense", "effective_rank", "feature_std", "pos_similarity", "neg_similarity")
+    kept = {name: round(last[name], 4) for name in names if name in last}
+    return {"steps": last["step"], "epochs": last["epoch"] + 1, "minutes": round(sum(ends) / 60, 1), **kept}
+
+
+def main() -> None:
+    """Run the cells that are not finished, in order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the coco-person-mini folder")
+    parser.add_argument("--runs", type=Path, default=Path("runs/main-job"))
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=2)
+    options = parser.parse_args()
+    photos = photographs(options.data, options.runs)
+    finished = {(cell["cell"], cell["init"], cell.get("seed")) for cell in done()}
+
+    for method in ("densecl", "moco"):
+        out = options.runs / method
+        if ("pretrain", method, 0) not in finished:
+            words = f"pretrain --images {photos} --method {method} {PRETRAIN} --epochs {options.epochs} --out {out}"
+            if not (out / "backbone.safetensors").exists():
+                selfdet(f"{words} --resume")
+            finish({"cell": "pretrain", "init": method, "seed": 0, **pretrained(out), "command": f"selfdet {words}"})
+
+    starts = {"random": "random", "moco": f"{options.runs}/moco", "densecl": f"{options.runs}/densecl"}
+    for name, start in starts.items():
+        if ("match", name, 1) not in finished:
+            finish(
+                {"cell": "match", "init": name, "seed": 1, "image_size": 224, "pairs": 256, **match_cell(photos, start)}
+            )
+
+    for seed in range(options.seeds):
+        for name in ("scratch", "moco", "densecl"):
+            if ("finetune", name, seed) in finished:
+                continue
+            out = options.runs / f"{name}-{seed}"
+            start = "scratch" if name == "scratch" else str(options.runs / name)
+            words = (
+                f"finetune --init {start} --data {options.data}/train.json --images {options.data}/images "
+                f"{FINETUNE} --seed {seed} --out {out} --resume"
+            )
+            answer = selfdet(words)
+            scores = selfdet(f"evaluate --init {out} --data {options.data}/val.json --images {options.data}/images")
+            kept = {key: scores[key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+            finish(
+                {"cell": "finetune", "init": name, "detector": "fcos", "fraction": 0.1, "seed": seed}
+                | {"steps": answer["step"], **kept, "command": f"selfdet {words}"}
+            )
+
+
+if __name__ == "__main__":
+    main()
