@@ -131,7 +131,7 @@ def test_small_and_odd_sizes_and_all_classes_work(size: int) -> None:
     assert all(len(scene.labels) == len(scene.masks) <= 4 for scene in scenes)
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 8}, {"classes": 99}, {"max_objects": 0}])
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"size": 8}, {"classes": 99}, {"max_objects": 0}, {"seed": -1}])
 def test_impossible_requests_are_refused_in_one_line(tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong)).replace("_", "-")):
         make_scenes(tmp_path / "none", **{"count": 1, **wrong})

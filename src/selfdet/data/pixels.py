@@ -69,22 +69,35 @@ def saturate(image: Floats, factor: float) -> None:
 
 
 def rotate_hue(image: Floats, turn: float) -> None:
-    """Rotate the HSV hue of `image` (3, H, W) in place by `turn` (share of the circle); value and saturation stay."""
+    """Rotate the HSV hue of `image` (3, H, W) in place by `turn` (share of the circle); value and saturation stay.
+
+    With r, g, b scaled to 0…1 between a pixel's least and greatest channel, its hue in sextants (red 0, green 2, blue 4)
+    is ±(1 + g + b - r), positive where g ≥ b: no case distinction by channel, which would cost more than all the rest.
+    """
     red, green, blue = image
-    value = np.maximum(np.maximum(red, green), blue)
-    chroma = value - np.minimum(np.minimum(red, green), blue)
-    safe = np.where(chroma > 0, chroma, 1)
-    # Hue in sextants: 0 red, 2 green, 4 blue; a grey pixel has chroma 0, so its hue does not matter.
-    hue = np.where(
-        value == red,
-        (green - blue) / safe,
-        np.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    for channel, offset in enumerate((5, 3, 1)):
-        sextant = np.mod(hue + np.float32(offset + 6 * turn), np.float32(6))
-        np.minimum(sextant, 4 - sextant, out=sextant)
-        np.clip(sextant, 0, 1, out=sextant)
-        image[channel] = value - chroma * sextant
+    least = np.minimum(np.minimum(red, green), blue)
+    chroma = np.maximum(np.maximum(red, green), blue)
+    chroma -= least
+    side = green - blue
+    hue = green + blue
+    hue -= red
+    hue -= least
+    # A grey pixel has no hue; any will do, as it is multiplied by a chroma of 0.
+    hue /= np.maximum(chroma, np.float32(1e-3))
+    hue += np.float32(1)
+    np.copysign(hue, side, out=hue)
+    hue += np.float32(6 * turn)
+    turns = np.floor(hue * np.float32(1 / 6))
+    turns *= np.float32(6)
+    hue -= turns
+    for channel, opposite in zip(image, (3, 5, 1)):
+        # Full within one sextant of the channel's own hue, nothing within one of the opposite hue, linear between.
+        away = np.abs(hue - np.float32(opposite), out=channel)
+        np.minimum(away, 6 - away, out=away)
+        away -= np.float32(1)
+        np.clip(away, 0, 1, out=away)
+        away *= chroma
+        away += least
 
 
 def greyscale(image: Floats) -> None:

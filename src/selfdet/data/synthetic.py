@@ -40,7 +40,7 @@ def make_scenes(
     Raises: UserError for a number outside what is stated.
     """
     _check(count=(count, 1, 1_000_000), size=(size, 32, 4096), classes=(classes, 1, len(KINDS)))
-    _check(max_objects=(max_objects, 1, 50))
+    _check(max_objects=(max_objects, 1, 50), seed=(seed, 0, 2**63 - 1))
     out = Path(out)
     (out / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
