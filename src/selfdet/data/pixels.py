@@ -71,8 +71,8 @@ def saturate(image: Floats, factor: float) -> None:
 def rotate_hue(image: Floats, turn: float) -> None:
     """Rotate the HSV hue of `image` (3, H, W) in place by `turn` (share of the circle); value and saturation stay.
 
-    With r, g, b scaled to 0…1 between a pixel's least and greatest channel, its hue in sextants (red 0, green 2, blue 4)
-    is ±(1 + g + b - r), positive where g ≥ b: no case distinction by channel, which would cost more than all the rest.
+    With r, g, b scaled to 0…1 between a pixel's least and greatest channel, its hue in sextants (red 0, green 2,
+    blue 4) is ±(1 + g + b - r), positive where g ≥ b: selecting by the greatest channel would cost more than the rest.
     """
     red, green, blue = image
     least = np.minimum(np.minimum(red, green), blue)
