@@ -1,0 +1,99 @@
+"""A backbone as a folder for its own library: its weights, and the few lines that load them there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torchvision
+
+from selfdet.errors import UserError
+from selfdet.interchange.starts import Start, save_backbone
+from selfdet.models.backbones import Backbone, build_backbone
+from selfdet.training.rundir import write_text
+
+WEIGHTS, PROGRAM = "backbone.safetensors", "load.py"
+
+CALLS = {
+    "torchvision": 'torchvision.models.get_model("{name}", weights=None, **options)',
+    "timm": 'timm.create_model("{name}", pretrained=False, **options)',
+}
+
+LOAD = '''"""{name} with the weights of backbone.safetensors, on {library} and safetensors alone.
+
+    from load import load
+    net = load()            # options go to {library}: load(num_classes=10)
+
+Images: RGB in 0…1, minus MEAN, divided by STD (one value a channel).
+"""
+
+from pathlib import Path
+
+import {library}
+from safetensors.torch import load_file
+
+MEAN, STD = {mean}, {std}
+FRESH = {fresh}  # what lies behind the last feature map is not pre-trained
+
+
+def load(**options):
+    """{library}'s {name} with the pre-trained weights; only FRESH stays as {library} initialises it."""
+    net = {call}
+    weights = load_file(Path(__file__).with_name("backbone.safetensors"))
+    missing, unexpected = net.load_state_dict(weights, strict=False)
+    wrong = unexpected + [name for name in missing if not name.startswith(tuple(FRESH))]
+    if wrong:
+        raise ValueError(f"backbone.safetensors does not fit {library}'s {name}: {{wrong[:3]}}")
+    return net
+
+
+if __name__ == "__main__":
+    print(load())
+'''
+
+
+def open_backbone(start: Start) -> Backbone:
+    """The backbone of a start, every tensor of it from the start.
+
+    Raises: UserError when the file doesn't say which network it is of, or its tensors are another's.
+    """
+    name = start.note.get("backbone")
+    if not name:
+        raise UserError(
+            f"{start.source} does not say which network its weights belong to",
+            "Export a run made by pretrain or finetune, or a weights file of one",
+        )
+    backbone = build_backbone(name)
+    try:
+        backbone.net.load_state_dict(start.state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{start.source} does not fit its own description ({reason})", "Pre-train again") from error
+    return backbone
+
+
+def write_backbone(folder: Path, backbone: Backbone, note: Mapping[str, str]) -> None:
+    """Write backbone.safetensors, under its library's names, and load.py into `folder`."""
+    save_backbone(folder / WEIGHTS, backbone, note)
+    text = LOAD.format(
+        name=backbone.library_name,
+        library=backbone.library,
+        mean=tuple(backbone.mean),
+        std=tuple(backbone.std),
+        fresh=json.dumps(fresh_modules(backbone)),
+        call=CALLS[backbone.library].format(name=backbone.library_name),
+    )
+    write_text(folder / PROGRAM, text)
+
+
+def fresh_modules(backbone: Backbone) -> list[str]:
+    """Prefixes of the names that the library's whole network has and the backbone hasn't: what lies behind its maps."""
+    if backbone.library == "torchvision":
+        whole = torchvision.models.get_model(backbone.library_name, weights=None)
+    else:
+        whole = timm.create_model(backbone.library_name, pretrained=False)
+    known = set(backbone.net.state_dict())
+    absent = [name for name in whole.state_dict() if name not in known]
+    return list(dict.fromkeys(name.rpartition(".")[0] + "." for name in absent))

@@ -1,0 +1,174 @@
+"""The detector of this folder on torch, torchvision, timm and safetensors alone: detector.json + detector.safetensors.
+
+    from rebuild import build
+    net = build(".")            # torchvision's FCOS in evaluation mode; run it in float32
+    found = net([image])[0]     # image: (3, H, W) float, RGB in 0…1, of any size
+    found["boxes"]              # (N, 4) x1 y1 x2 y2 in pixels of that image; with "scores" (N,) falling
+    found["labels"]             # (N,) from 0: positions in detector.json's "classes" and "category_ids"
+
+    python rebuild.py photo.jpg other.png       # detections as JSON
+
+The network is not one of torchvision's ready-made ones: it has its own pyramid width, anchor sizes and image size.
+Images one at a time give the figures that the export was checked with; those of different shapes in one call share
+their padding, which shifts scores at their edges a little. This is a copy of selfdet/interchange/export_rebuild.py and
+imports nothing of selfdet. SPDX-License-Identifier: Apache-2.0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.transforms.v2 import functional as F
+
+NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {
+    None: None,
+    "bn": nn.BatchNorm2d,
+    "gn": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
+}
+
+
+class LongSide(GeneralizedRCNNTransform):
+    """Images as the network saw them in training: long side `max_size` px, smaller ones enlarged, then normalised.
+
+    torchvision's own transform interpolates normalised values without antialiasing and rounds sides down; training
+    resized bytes, antialiased, to the nearest whole sides, and so does this one.
+    """
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Nothing yet but a check: `resize` normalises, after resizing."""
+        if not image.is_floating_point():
+            raise TypeError(f"expected images of floats in 0…1, got {image.dtype}")
+        return image
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """An image (3, H, W) in 0…1 and its target's boxes (xyxy px), both resized, the image normalised."""
+        height, width = image.shape[-2:]
+        scale = self.max_size / max(height, width)
+        size = [max(1, round(height * scale)), max(1, round(width * scale))]
+        pixels = F.resize((image * 255).round().clamp(0, 255).to(torch.uint8), size, antialias=True).float()
+        mean, std = (image.new_tensor(x, dtype=torch.float32).mul(255) for x in (self.image_mean, self.image_std))
+        pixels = pixels.sub(mean[:, None, None]).mul(std.reciprocal()[:, None, None]).to(image.dtype)
+        if target is not None:
+            target["boxes"] = resize_boxes(target["boxes"], [height, width], size)
+        return pixels, target
+
+
+class Pyramid(nn.Module):
+    """A body with a feature pyramid over its last three maps, and two coarser levels."""
+
+    def __init__(
+        self, body: nn.Module, maps: Callable[[Tensor], list[Tensor]], channels: list[int], config: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.maps = maps
+        self.out_channels = config["fpn_channels"]
+        extra = LastLevelP6P7(self.out_channels, self.out_channels)
+        self.fpn = FeaturePyramidNetwork(channels, self.out_channels, extra, NORMS[config["neck_norm"]])
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.fpn(OrderedDict((str(level), features) for level, features in enumerate(self.maps(x))))
+
+
+def pyramid(config: dict[str, Any]) -> Pyramid:
+    """The backbone named in `config`, at random, with its pyramid."""
+    name, channels = config["backbone"]["name"], config["backbone"]["channels"]
+    if config["backbone"]["library"] == "torchvision":
+        layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
+        body = IntermediateLayerGetter(torchvision.models.get_model(name, weights=None), layers)
+        return Pyramid(body, lambda x: list(body(x).values()), channels, config)
+    getter = timm_features(name)
+    net, indices = getter.model, list(getter.out_indices)[-len(channels) :]
+
+    def maps(x: Tensor) -> list[Tensor]:
+        return net.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
+
+    return Pyramid(net, maps, channels, config)
+
+
+def timm_features(name: str) -> Any:
+    """timm's network by name, cut behind its last map, in the form that takes images of any size."""
+    import timm
+
+    options: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
+    for option in options:
+        try:
+            return timm.create_model(name, pretrained=False, features_only=True, feature_cls="getter", **option)
+        except TypeError:  # an option that this network doesn't know
+            if not option:
+                raise
+
+
+def build(folder: str | Path = Path(__file__).parent) -> FCOS:
+    """The detector with its weights, on the CPU in evaluation mode."""
+    config = json.loads((Path(folder) / "detector.json").read_text(encoding="utf-8"))
+    sizes = tuple((size,) for size in config["anchor_sizes"])
+    net = FCOS(
+        pyramid(config),
+        len(config["classes"]),
+        anchor_generator=AnchorGenerator(sizes, ((1.0,),) * len(sizes)),
+        head=FCOSHead(config["fpn_channels"], 1, len(config["classes"]), num_convs=config["head_convs"]),
+        center_sampling_radius=config["center_sampling_radius"],
+        score_thresh=config["score_threshold"],
+        nms_thresh=config["nms_threshold"],
+        detections_per_img=config["detections"],
+    )
+    size = config["image_size"]
+    net.transform = LongSide(size, size, config["mean"], config["std"], size_divisible=config["size_divisible"])
+    net.load_state_dict(load_file(Path(folder) / "detector.safetensors"))
+    return net.eval()
+
+
+def read(path: str | Path) -> Tensor:
+    """An 8-bit image file as (3, H, W) float32 RGB in 0…1: turned as its EXIF says, transparency on black."""
+    with Image.open(path) as file:
+        picture = ImageOps.exif_transpose(file).convert("RGBA")
+    black = Image.new("RGBA", picture.size, "black")
+    pixels = np.array(Image.alpha_composite(black, picture).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Detect objects in images; prints JSON, boxes as x y width height.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    folder = Path(__file__).parent
+    net, config = build(folder), json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+    listed = []
+    for path in parser.parse_args().images:
+        image = read(path)
+        found = net([image])[0]
+        detections = [
+            {
+                "category_id": config["category_ids"][label],
+                "category": config["classes"][label],
+                "score": round(score, 5),
+                "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+            }
+            for (x1, y1, x2, y2), score, label in zip(*(found[name].tolist() for name in ("boxes", "scores", "labels")))
+        ]
+        listed.append({"file": path, "height": image.shape[1], "width": image.shape[2], "detections": detections})
+    print(json.dumps(listed, indent=1))
+
+
+if __name__ == "__main__":
+    main()

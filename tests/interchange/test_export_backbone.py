@@ -1,0 +1,65 @@
+"""An exported backbone is a weights file of its own library."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+
+from selfdet.errors import UserError
+from selfdet.interchange.export_backbone import fresh_modules, open_backbone, write_backbone
+from selfdet.interchange.starts import resolve_start, save_backbone
+from selfdet.interchange.weights import read_weights, write_safetensors
+from selfdet.models.backbones import build_backbone
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "absent"),
+    [
+        ("resnet18", lambda: torchvision.models.resnet18(), ["fc.weight", "fc.bias"]),
+        ("timm/resnet18", lambda: timm.create_model("resnet18"), ["fc.weight", "fc.bias"]),
+        (
+            "mobilenetv3_small_050",
+            lambda: timm.create_model("mobilenetv3_small_050"),
+            ["conv_head.weight", "conv_head.bias", "classifier.weight", "classifier.bias"],
+        ),
+    ],
+    ids=["torchvision", "timm", "timm with a neck before its classifier"],
+)
+def test_the_library_loads_the_file_and_misses_only_what_lies_behind_the_maps(tmp_path, name, whole, absent):
+    backbone = build_backbone(name)
+    write_backbone(tmp_path, backbone, {"method": "densecl"})
+    net = whole()
+    result = net.load_state_dict(load_file(tmp_path / "backbone.safetensors"), strict=False)
+    assert result.unexpected_keys == []
+    assert result.missing_keys == absent
+    assert all(missing.startswith(tuple(fresh_modules(backbone))) for missing in absent)
+
+
+def test_the_exported_file_is_a_start_again(tmp_path):
+    backbone = build_backbone("resnet18")
+    write_backbone(tmp_path, backbone, {"method": "densecl"})
+    start = resolve_start(str(tmp_path / "backbone.safetensors"))
+    assert start.note == {"kind": "backbone", "backbone": "resnet18", "library": "torchvision", "method": "densecl"}
+    again = open_backbone(start).net.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in backbone.net.state_dict().items())
+
+
+def test_a_file_that_names_no_network_is_refused(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "somebodys.pth")
+    with pytest.raises(UserError, match="does not say which network"):
+        open_backbone(resolve_start(str(tmp_path / "somebodys.pth")))
+
+
+@pytest.mark.parametrize("change", ["prefix", "shape", "gone"])
+def test_tensors_that_do_not_fit_the_named_network_are_refused(tmp_path, change):
+    file = tmp_path / "backbone.safetensors"
+    save_backbone(file, build_backbone("resnet18"), {})
+    state, metadata = read_weights(file)
+    weight = state.pop("layer4.1.conv2.weight")
+    state |= {"prefix": {"net.layer4.1.conv2.weight": weight}, "shape": {"layer4.1.conv2.weight": weight[:7]}}.get(
+        change, {}
+    )
+    write_safetensors(file, state, metadata)
+    with pytest.raises(UserError, match="does not fit its own description"):
+        open_backbone(resolve_start(str(file)))

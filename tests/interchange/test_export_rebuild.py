@@ -1,0 +1,144 @@
+"""rebuild.py gives the detector that was exported: a torchvision FCOS on its own."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.detectors.scenes import small_fcos
+from torchvision import tv_tensors
+from torchvision.models.detection import FCOS
+
+from selfdet.data.images import read_image
+from selfdet.data.labelled import resize_sample
+from selfdet.data.sample import boxes_xyxy, plain_sample
+from selfdet.detectors.one_stage import fcos
+from selfdet.interchange import export_rebuild
+from selfdet.interchange.export_detector import describe, write_detector
+from selfdet.interchange.starts import load_detector
+from selfdet.models.backbones import build_backbone
+
+
+def noise(height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator).to(torch.uint8)
+
+
+def note_of(detector):
+    classes = [f"class {label}" for label in range(detector.num_classes)]
+    ids = [10 * (label + 1) for label in range(detector.num_classes)]
+    return {**detector.config(), "classes": classes, "category_ids": ids, "image_size": detector.options["image_size"]}
+
+
+def seen(detector):
+    """The detector after its batch norms have met images: their statistics are no longer the initial ones."""
+    detector.train()
+    with torch.no_grad():
+        for seed in range(3):
+            detector.net.backbone(2 * torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)))
+    return detector
+
+
+def rebuilt(detector, folder):
+    write_detector(folder, detector, note_of(detector))
+    return export_rebuild.build(folder)
+
+
+def own(detector, image, size):
+    return detector.predict([resize_sample(plain_sample(tv_tensors.Image(image)), size)])[0]
+
+
+def assert_same(net, detector, image, size):
+    with torch.no_grad():
+        found = net([image.float() / 255])[0]
+    expected = own(detector, image, size)
+    assert len(expected["boxes"]) > 10
+    torch.testing.assert_close(found["boxes"], expected["boxes"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-6, rtol=0)
+    assert torch.equal(found["labels"], expected["labels"])
+
+
+def test_it_imports_nothing_of_selfdet():
+    tree = ast.parse(Path(export_rebuild.__file__).read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert "torchvision" in names
+    assert not any(name.partition(".")[0] == "selfdet" for name in names)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (37, 61), (300, 211), (128, 90), (5, 7)], ids=str)
+def test_images_of_any_size_give_the_detectors_own_boxes(tmp_path, size):
+    detector = seen(small_fcos())
+    net = rebuilt(detector, tmp_path)
+    assert isinstance(net, FCOS)
+    assert not net.training
+    assert_same(net, detector, noise(*size), 128)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"neck_norm": "bn", "batch_norm": "frozen"},
+        {"neck_norm": "gn", "batch_norm": "sync", "head_convs": 2},
+        {"image_size": 200, "score_threshold": 0.2, "detections": 15, "fpn_channels": 96, "num_classes": 1},
+    ],
+    ids=str,
+)
+def test_every_option_of_the_detector_arrives(tmp_path, options):
+    detector = seen(small_fcos(**options))
+    assert_same(rebuilt(detector, tmp_path), detector, noise(150, 100), options.get("image_size", 128))
+
+
+def test_a_timm_body_brings_its_own_input_statistics(tmp_path):
+    torch.manual_seed(0)
+    detector = seen(fcos(2, build_backbone("tf_efficientnet_lite0"), fpn_channels=64, head_convs=1, image_size=128))
+    assert describe(detector, note_of(detector))["mean"] == [0.5, 0.5, 0.5]
+    assert_same(rebuilt(detector, tmp_path), detector, noise(150, 100), 128)
+
+
+def test_the_exported_file_is_a_detector_for_selfdet_again(tmp_path):
+    detector = small_fcos(neck_norm="bn")
+    write_detector(tmp_path, detector, note_of(detector))
+    again, note = load_detector(str(tmp_path / "detector.safetensors"))
+    assert describe(again, note) == describe(detector, note_of(detector))
+    assert all(torch.equal(value, again.net.state_dict()[key]) for key, value in detector.net.state_dict().items())
+
+
+def test_it_can_be_trained_on_with_boxes_in_pixels_of_the_images(tmp_path):
+    detector = seen(small_fcos())
+    net = rebuilt(detector, tmp_path).train()
+    image, boxes, labels = noise(100, 200), torch.tensor([[20.0, 10, 160, 90], [40, 40, 80, 70]]), torch.tensor([0, 2])
+    sample = plain_sample(tv_tensors.Image(image))
+    sample.boxes, sample.ids, sample.labels = boxes_xyxy(boxes, (100, 200)), torch.arange(2), labels
+    expected = detector.train().losses(detector.prepare([resize_sample(sample, 128)]))
+    target = {"boxes": boxes, "labels": labels}
+    losses = net([image.float() / 255], [target])
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss, atol=1e-5, rtol=1e-4)
+    assert target["boxes"] is boxes
+
+
+def test_bytes_are_refused_where_floats_are_expected(tmp_path):
+    net = rebuilt(small_fcos(), tmp_path)
+    with pytest.raises(TypeError, match="0…1"):
+        net([noise(64, 64)])
+
+
+def test_image_files_are_read_as_selfdet_reads_them(tmp_path):
+    pixels = noise(40, 60).permute(1, 2, 0).numpy()
+    alpha = noise(40, 60, seed=1)[0].numpy()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "turned.png", exif=exif)
+    picture.save(tmp_path / "photo.jpg")
+    picture.convert("L").save(tmp_path / "grey.png")
+    picture.quantize(32).save(tmp_path / "palette.png")
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    picture.putalpha(Image.fromarray(alpha))
+    picture.save(tmp_path / "clear.png")
+    for file in tmp_path.iterdir():
+        expected = read_image(file).as_subclass(torch.Tensor).float()
+        difference = (export_rebuild.read(file) * 255 - expected).abs().max()
+        assert difference <= (1.01 if file.name == "clear.png" else 1e-3), file.name

@@ -1,0 +1,193 @@
+"""`selfdet export`: what it writes works where selfdet cannot be imported, or it is not there at all."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tests.detectors.scenes import small_fcos
+
+from selfdet import export
+from selfdet.cli import main
+from selfdet.data.images import read_image
+from selfdet.data.labelled import resize_sample
+from selfdet.data.sample import plain_sample
+from selfdet.detectors.one_stage import fcos
+from selfdet.errors import UserError
+from selfdet.interchange import export_detector
+from selfdet.interchange.export_check import ExportMismatchError, check_images
+from selfdet.interchange.starts import save_backbone, save_detector
+from selfdet.interchange.weights import read_weights, write_safetensors
+from selfdet.models.backbones import build_backbone
+from selfdet.training.rundir import RunDir
+
+BLOCKED = """
+import runpy, sys
+sys.modules["selfdet"] = None
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def without_selfdet(program, *words):
+    command = [sys.executable, "-B", "-c", BLOCKED, str(program), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def detector_run(path, detector):
+    run = RunDir.open(path, {"verb": "finetune"}, resume=False)
+    note = {**detector.config(), "classes": ["cat", "dog"], "category_ids": [17, 18], "image_size": 128}
+    save_detector(run.detector, detector, note)
+    return str(path)
+
+
+def timm_fcos():
+    torch.manual_seed(0)
+    detector = fcos(2, build_backbone("mobilenetv3_small_050"), fpn_channels=64, head_convs=1, image_size=128)
+    with torch.no_grad():
+        detector.net.head.classification_head.cls_logits.weight.normal_(std=0.3)
+        detector.net.head.regression_head.bbox_reg.bias.fill_(2.0)
+    return detector
+
+
+@pytest.mark.parametrize("body", ["resnet18", "mobilenetv3_small_050"])
+def test_an_exported_detector_finds_the_same_in_plain_torchvision(tmp_path, body, capsys):
+    detector = small_fcos(num_classes=2, neck_norm="gn") if body == "resnet18" else timm_fcos()
+    out = tmp_path / "exported"
+    words = ["--init", detector_run(tmp_path / "run", detector), "--to", "torchvision", "--out", str(out), "--json"]
+    assert main(["export", *words]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["kind"] == "detector"
+    assert answer["files"] == ["detector.json", "detector.safetensors", "rebuild.py"] == sorted(os.listdir(out))
+    assert answer["check"]["detections"] >= 200
+    assert answer["check"]["box_difference"] < 1e-3
+    assert answer["check"]["score_difference"] < 1e-6
+
+    files = [tmp_path / "large.png", tmp_path / "small.jpg"]
+    for file, pixels in zip(files, check_images(128)):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
+    for listed, file in zip(json.loads(without_selfdet(out / "rebuild.py", *files)), files):
+        expected = detector.predict([resize_sample(plain_sample(read_image(file)), 128)])[0]
+        found = listed["detections"]
+        assert listed["file"] == str(file)
+        assert len(found) == len(expected["scores"]) > 10
+        assert [each["score"] for each in found] == pytest.approx(expected["scores"].tolist(), abs=1e-4)
+        assert [(17, 18).index(each["category_id"]) for each in found] == expected["labels"].tolist()
+        assert {each["category"] for each in found} <= {"cat", "dog"}
+        boxes = torch.tensor([each["bbox"] for each in found])
+        boxes[:, 2:] += boxes[:, :2]
+        torch.testing.assert_close(boxes, expected["boxes"], atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "house"), [("resnet18", "torchvision"), ("mobilenetv3_small_050", "timm")])
+def test_an_exported_backbone_loads_in_its_own_library(tmp_path, name, house):
+    run = RunDir.open(tmp_path / "run", {"verb": "pretrain"}, resume=False)
+    save_backbone(run.backbone, build_backbone(name), {"method": "densecl"})
+    answer = export(init=str(run.path), to=house, out=str(tmp_path / "exported"))
+    assert answer["files"] == ["backbone.safetensors", "load.py"]
+    assert answer["check"] == {"maps": 4, "largest_difference": pytest.approx(0, abs=1e-6)}
+    program = tmp_path / "use.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'exported')!r})\n"
+        "import torch; from load import load\n"
+        "print(*load(num_classes=7).eval()(torch.zeros(1, 3, 64, 64)).shape)\n"
+    )
+    assert without_selfdet(program).split() == ["1", "7"]
+
+
+def test_of_a_detector_timm_gets_the_backbone_as_it_was_fine_tuned(tmp_path):
+    detector = timm_fcos()
+    answer = export(init=detector_run(tmp_path / "run", detector), to="timm", out=str(tmp_path / "exported"))
+    assert answer["kind"] == "backbone"
+    state, _ = read_weights(tmp_path / "exported" / "backbone.safetensors")
+    body = {f"backbone.body.{key}": value for key, value in state.items()}
+    trained = detector.net.state_dict()
+    assert body.keys() == {key for key in trained if key.startswith("backbone.body.")}
+    assert all(torch.equal(value, trained[key]) for key, value in body.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "right"), [("resnet18", "timm", "torchvision"), ("timm/resnet18", "torchvision", "timm")]
+)
+def test_the_wrong_library_is_refused_and_the_right_one_named(tmp_path, name, to, right):
+    save_backbone(tmp_path / "b.safetensors", build_backbone(name), {})
+    with pytest.raises(UserError, match=f"{right}'s resnet18.*--to {right}"):
+        export(init=str(tmp_path / "b.safetensors"), to=to, out=str(tmp_path / "exported"))
+    assert os.listdir(tmp_path) == ["b.safetensors"]
+
+
+def test_a_detector_on_a_torchvision_network_is_no_timm_model(tmp_path):
+    run = detector_run(tmp_path / "run", small_fcos(num_classes=2))
+    with pytest.raises(UserError, match="--to torchvision writes the whole detector"):
+        export(init=run, to="timm", out=str(tmp_path / "exported"))
+
+
+def tampered_weights(monkeypatch):
+    def save(path, detector, note):
+        save_detector(path, detector, note)
+        state, metadata = read_weights(path)
+        state["head.regression_head.bbox_reg.bias"] += 1e-3
+        write_safetensors(path, state, metadata)
+
+    monkeypatch.setattr(export_detector, "save_detector", save)
+
+
+def tampered_description(monkeypatch):
+    true = export_detector.describe
+    monkeypatch.setattr(export_detector, "describe", lambda *given: {**true(*given), "image_size": 129})
+
+
+def tampered_program(monkeypatch):
+    write = export_detector.write_text
+    monkeypatch.setattr(
+        export_detector,
+        "write_text",
+        lambda path, text: write(path, "import selfdet\n" if path.suffix == ".py" else text),
+    )
+
+
+@pytest.mark.parametrize("tamper", [tampered_weights, tampered_description, tampered_program])
+def test_what_does_not_behave_the_same_is_an_error_and_is_not_left_behind(tmp_path, monkeypatch, tamper):
+    run = detector_run(tmp_path / "run", small_fcos(num_classes=2))
+    tamper(monkeypatch)
+    with pytest.raises(ExportMismatchError):
+        export(init=run, to="torchvision", out=str(tmp_path / "exported"))
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_file_with_one_wrong_prefix_is_refused_with_exit_code_2(tmp_path, capsys):
+    file = tmp_path / "run" / "detector.safetensors"
+    detector_run(tmp_path / "run", small_fcos(num_classes=2))
+    state, metadata = read_weights(file)
+    write_safetensors(file, {key.replace("backbone.body.layer4", "body.layer4"): state[key] for key in state}, metadata)
+    assert main(["export", "--init", str(file), "--to", "torchvision", "--out", str(tmp_path / "exported")]) == 2
+    assert "does not fit its own description" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    backbone = build_backbone("resnet18")
+    with torch.no_grad():
+        backbone.net["conv1"].weight[0] = torch.nan
+    save_backbone(tmp_path / "b.safetensors", backbone, {})
+    with pytest.raises(UserError, match=r"conv1\.weight holds values that are not finite"):
+        export(init=str(tmp_path / "b.safetensors"), to="torchvision", out=str(tmp_path / "exported"))
+
+
+@pytest.mark.parametrize("init", ["scratch", "library:resnet18"])
+def test_a_start_without_training_is_refused(tmp_path, init):
+    with pytest.raises(UserError, match="holds nothing trained"):
+        export(init=init, to="torchvision", out=str(tmp_path / "exported"))
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    save_backbone(tmp_path / "b.safetensors", build_backbone("resnet18"), {})
+    with pytest.raises(UserError, match="is not empty"):
+        export(init=str(tmp_path / "b.safetensors"), to="torchvision", out=str(tmp_path))
+    assert os.listdir(tmp_path) == ["b.safetensors"]
