@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml
 install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
-	$(BIN)/selfdet demo --out runs/demo
+	$(BIN)/selfdet demo --out runs/demo --resume
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
