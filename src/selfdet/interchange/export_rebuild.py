@@ -151,10 +151,11 @@ def read(path: str | Path) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Detect objects in images; prints JSON, boxes as x y width height.")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
+    files = parser.parse_args().images
     folder = Path(__file__).parent
     net, config = build(folder), json.loads((folder / "detector.json").read_text(encoding="utf-8"))
     listed = []
-    for path in parser.parse_args().images:
+    for path in files:
         image = read(path)
         found = net([image])[0]
         detections = [
