@@ -90,11 +90,11 @@ def training_batches(
     per_epoch = steps_per_epoch(len(dataset), batch_size, world)
     own_script = "__main__" in (type(dataset).__module__, collate.__module__)
     for step, loaded in zip(range(start_step, total_steps), _received(loader, own_script)):
-        if loaded.error is not None:
-            raise UserError(*loaded.error)
         for path, reason in loaded.unreadable:
             quarantine.add(path, reason)
         quarantine.check()
+        if loaded.error is not None:
+            raise UserError(*loaded.error)
         yield step, step // per_epoch, loaded.batch
 
 
@@ -180,7 +180,7 @@ class _Guarded(Dataset[_Loaded]):
             return _Loaded(error=(error.message, error.hint))
         names = ", ".join(dict.fromkeys(path for path, _ in unreadable[:3]))
         message = f"{_TRIES} images drawn one after another could not be read, the first of them {names}"
-        return _Loaded(error=(message, "Check that the folder holds intact image files"))
+        return _Loaded(None, tuple(unreadable), (message, "Check that the folder holds intact image files"))
 
 
 class _Collate:
@@ -190,10 +190,10 @@ class _Collate:
         self.collate = collate
 
     def __call__(self, items: list[_Loaded]) -> _Loaded:
+        unreadable = tuple(report for item in items for report in item.unreadable)
         for item in items:
             if item.error is not None:
-                return item
-        unreadable = tuple(report for item in items for report in item.unreadable)
+                return _Loaded(None, unreadable, item.error)
         return _Loaded(self.collate([item.batch for item in items]), unreadable)
 
 
