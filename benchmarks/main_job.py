@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -91,14 +92,56 @@ def pretrained(run: Path) -> dict[str, Any]:
     return {"steps": last["step"], "epochs": last["epoch"] + 1, "minutes": round(sum(ends) / 60, 1), **kept}
 
 
+def tables() -> str:
+    """The finished cells as the Markdown tables of docs/results.md."""
+    cells = done()
+    lines = ["| start | seeds | AP | AP50 | AP of each seed |", "|---|---|---|---|---|"]
+    for name, shown in (("scratch", "scratch"), ("moco", "MoCo v2 backbone"), ("densecl", "DenseCL backbone")):
+        found = [cell for cell in cells if cell["cell"] == "finetune" and cell["init"] == name]
+        if found:
+            each = ", ".join(f"{100 * cell['AP']:.2f}" for cell in found)
+            ap, ap50 = (_spread([100 * cell[key] for cell in found]) for key in ("AP", "AP50"))
+            lines.append(f"| {shown} | {len(found)} | {ap} | {ap50} | {each} |")
+    lines += ["", "| backbone | exact matches | median error | guessing |", "|---|---|---|---|"]
+    for cell in cells:
+        if cell["cell"] == "match":
+            exact, guess = (f"{100 * cell[key]:.1f} %" for key in ("match_accuracy", "match_chance"))
+            lines.append(f"| {cell['init']} | {exact} | {cell['match_error_px']:.0f} px | {guess} |")
+    lines += [
+        "",
+        "| pre-training | steps | epochs | minutes | loss (global, dense) | effective rank of 64 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        if cell["cell"] == "pretrain":
+            losses = ", ".join(f"{cell[key]:.2f}" for key in ("global", "dense") if key in cell)
+            lines.append(
+                f"| {cell['init']} | {cell['steps']} | {cell['epochs']} | {cell['minutes']} | {losses} | "
+                f"{cell['effective_rank']:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
 def main() -> None:
     """Run the cells that are not finished, in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the coco-person-mini folder")
+    parser.add_argument("--table", action="store_true", help="print the finished cells as tables, run nothing")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data/coco-person-mini"), help="the coco-person-mini folder"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/main-job"))
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
+    if options.table:
+        print(tables())
+        return
     photos = photographs(options.data, options.runs)
     finished = {(cell["cell"], cell["init"], cell.get("seed")) for cell in done()}
 
