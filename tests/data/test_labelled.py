@@ -194,5 +194,6 @@ def test_masks_and_boxes_of_published_labels_agree() -> None:
         for box, mask in zip(sample.boxes.tolist(), sample.masks):
             if mask.any():
                 gaps.append(np.abs(np.array(extent(mask)) - box).max())
-    # COCO's own boxes and polygons differ by up to a few pixels here and there.
-    assert np.quantile(gaps, 0.95) <= 1.0
+    # A mask covers whole pixels and a box does not; COCO's own boxes and polygons differ by a few pixels at times.
+    assert np.median(gaps) <= 0.75
+    assert np.quantile(gaps, 0.95) <= 1.5

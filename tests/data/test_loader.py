@@ -138,7 +138,7 @@ def test_an_unreadable_item_is_replaced_by_the_same_other_one_each_time_and_coun
 def test_more_than_five_percent_unreadable_stops_the_stream_and_names_them() -> None:
     with pytest.raises(UserError, match=r"\d of 40 images cannot be read, .*\d+\.jpg \(truncated\)"):
         stream(Numbers(40, frozenset(range(20))), quarantine=Quarantine(40))
-    with pytest.raises(UserError, match="[23] of 3 images cannot be read"):
+    with pytest.raises(UserError, match=r"[23] of 3 images cannot be read"):
         stream(Numbers(3, frozenset(range(3))), quarantine=Quarantine(3))
 
 
