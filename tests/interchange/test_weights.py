@@ -144,3 +144,9 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         read_weights(tmp_path / "none.pth")
     with pytest.raises(UserError, match="directory"):
         read_weights(tmp_path)
+
+
+def test_weights_files_are_as_readable_as_any_other_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    write_safetensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)}, {})
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

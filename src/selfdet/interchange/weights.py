@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from selfdet.errors import UserError
@@ -51,7 +51,8 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     }
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(copies, unfinished, dict(metadata))
+        # Not save_file: that one makes files only their owner can read, whatever the umask says.
+        unfinished.write_bytes(save(copies, dict(metadata)))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
