@@ -78,7 +78,7 @@ class Quarantine:
         raise UserError(
             f"{len(self)} of {self.total} images cannot be read, more than {self.limit:.0%}: "
             f"{first}{'; …' if len(self) > 3 else ''}",
-            "Mend or remove them, then start again with --resume",
+            "Mend or remove them, then run the command again",
         )
 
 
