@@ -120,11 +120,6 @@ def stop_by_signal() -> dict[str, Any]:
     raise Interrupted("stopped by SIGTERM", step=7, number=15)
 
 
-def stop_by_time() -> dict[str, Any]:
-    """Stop as a run does at its time limit."""
-    raise Interrupted("stopped by --max-time", step=7)
-
-
 def test_a_mistake_of_the_user_is_one_line_and_exits_with_2(capfd: Capture) -> None:
     assert run(fail_for_the_user) == 2
     assert capfd.readouterr() == ("", "selfdet: error: photos: no images found. Give a folder\n")
@@ -156,7 +151,6 @@ def test_an_interrupt_is_one_line_and_exits_with_130(capfd: Capture) -> None:
         (stop_by_hand, 130, {"message": "interrupted", "hint": ""}),
         (stop_by_library, 3, {"message": "stopped with exit code 3", "hint": ""}),
         (stop_by_signal, 143, {"message": "stopped by SIGTERM at step 7", "hint": cli.RESUME}),
-        (stop_by_time, 124, {"message": "stopped by --max-time at step 7", "hint": cli.RESUME}),
     ],
 )
 def test_with_json_a_failure_is_an_error_object(

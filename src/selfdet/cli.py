@@ -3,14 +3,16 @@
 `selfdet --help` has to answer at once, so this file knows the verbs by name only. Their modules, and torch with them,
 are imported when a verb is asked for; jsonargparse and the help text likewise.
 
-Exit codes: 0 done, 1 a fault of selfdet (traceback on stderr), 2 a mistake the user can mend (one line on stderr); of
-a run that was stopped 128 + the signal's number (130 for Ctrl-C), and 124 for `--max-time`, as timeout(1) has it.
+Exit codes: 0 done (for a run stopped by `--max-time` too: its result says that it is not finished), 1 a fault of
+selfdet (traceback on stderr), 2 a mistake the user can mend (one line on stderr); of a run that was stopped by a
+signal 128 + its number (130 for Ctrl-C).
 With `--json` stdout carries exactly one JSON object, whatever happens.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -68,9 +70,14 @@ def main(
     asks_help = bool({"-h", "--help"} & set(words))
     with stdout_to_stderr() if as_json and not asks_help else nullcontext():
         code, answer = _guarded(words, verbs, load, asks_help)
-    if as_json and answer:
+    if as_json and answer and _is_first_process():
         print(answer, flush=True)
     return code
+
+
+def _is_first_process() -> bool:
+    """Whether this is the one of several processes of a run that answers; launchers number them so."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _guarded(
@@ -84,7 +91,7 @@ def _guarded(
         return 2, _error_json(error.message, error.hint)
     except Interrupted as stop:
         print(f"selfdet: {stop}. {RESUME}", file=sys.stderr)
-        return 128 + stop.signal if stop.signal else 124, _error_json(str(stop), RESUME)
+        return 128 + stop.signal, _error_json(str(stop), RESUME)
     except KeyboardInterrupt as stop:
         message = str(stop) or "interrupted"
         print(f"selfdet: {message}", file=sys.stderr)

@@ -11,5 +11,6 @@ class UserError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = " ".join(message.split())
-        self.hint = " ".join(hint.split())
+        hint = " ".join(hint.split())
+        self.hint = hint[:1].upper() + hint[1:]
         super().__init__(f"{self.message}. {self.hint}" if self.hint else self.message)

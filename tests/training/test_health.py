@@ -49,7 +49,7 @@ def colours_backbone() -> Backbone:
 
 def test_features_that_tell_the_cells_apart_match_exactly_and_to_the_pixel() -> None:
     figures = match_accuracy(colours_backbone(), shifted_views(1))
-    assert figures == {"match_accuracy": 1.0, "match_error_px": 0.0, "match_chance": 1 / 16}
+    assert figures == {"match_accuracy": 1.0, "match_noise": 0.0, "match_error_px": 0.0, "match_chance": 1 / 16}
 
 
 def test_wrong_matches_are_measured_in_pixels_of_the_view() -> None:
@@ -186,6 +186,31 @@ def test_words_give_the_figures_of_a_healthy_run_without_advice() -> None:
 )
 def test_words_name_what_is_wrong_and_what_to_do(changes: dict[str, Any], expected: str) -> None:
     assert expected in said(**changes)
+
+
+def test_a_change_within_the_noise_of_the_pairs_is_not_called_better() -> None:
+    assert "better" in said(match_accuracy=0.35, match_noise=0.02)
+    text = said(match_accuracy=0.35, match_noise=0.03)
+    assert "better" not in text
+    assert "beyond the noise of ±6.0%" in text
+
+
+def test_the_noise_of_a_match_accuracy_is_the_standard_error_over_the_pairs() -> None:
+    batch = shifted_views(1)
+    batch.key_affine[0, 1, 2] = 8.0  # said to lie elsewhere: every match of this pair is wrong
+    figures = match_accuracy(colours_backbone(), batch)
+    cells = torch.tensor([9.0, 12.0, 12.0])  # of 16, those that the key view shows
+    hits = torch.tensor([0.0, 12.0, 12.0])
+    share = hits.sum() / cells.sum()
+    residuals = hits - share * cells
+    assert figures["match_accuracy"] == pytest.approx(float(share))
+    assert figures["match_noise"] == pytest.approx(float((residuals.square().sum() * 3 / 2).sqrt() / cells.sum()))
+
+
+def test_one_pair_tells_nothing_of_its_noise() -> None:
+    batch = shifted_views(1)
+    single = ViewBatch(batch.query[:1], batch.key[:1], batch.query_affine[:1], batch.key_affine[:1], [""])
+    assert match_accuracy(colours_backbone(), single)["match_noise"] == 1.0
 
 
 def test_words_of_a_run_without_figures_are_none() -> None:

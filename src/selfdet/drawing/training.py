@@ -23,6 +23,7 @@ PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
             "classification": "classification",
             "bbox_regression": "box regression",
             "bbox_ctrness": "centerness",
+            "loss_chance": "chance, log(K + 1)",
         },
     ),
     (
@@ -38,9 +39,15 @@ PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ),
     (
         "spread",
-        "Spread of the embeddings",
+        "Dimensions that the embeddings use",
         "effective rank",
         {"effective_rank": "effective rank", "rank_limit": "at most"},
+    ),
+    (
+        "deviation",
+        "Spread of the embeddings",
+        "standard deviation (1 = even, 0 = collapsed)",
+        {"feature_std": "images", "dense_feature_std": "cells"},
     ),
     (
         "match_accuracy",
@@ -48,8 +55,9 @@ PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         "share of cells",
         {"match_accuracy": "this run", "match_chance": "guessing"},
     ),
+    ("match_error", "Distance of dense matches from the true point", "median, px of the view", {"match_error_px": ""}),
     ("ap", "Average precision on held-out images", "AP, 0…1", {"AP": "AP", "AP50": "AP50"}),
-    ("learning_rate", "Learning rate", "learning rate", {"lr": "learning rate"}),
+    ("learning_rate", "Learning rate", "learning rate", {"lr": ""}),
 )
 
 

@@ -88,10 +88,10 @@ def detection_table(metrics: Mapping[str, Any], title: str = "") -> str:
     lines = [title] if title else []
     keys = ["AP", "AP50", "AP75", *_STRATA]
     lines.append("".join(f"{key:>7}" for key in keys))
-    lines.append("".join(f"{_percent(metrics[key]):>7}" for key in keys))
+    lines.append("".join(f"{percent(metrics[key]):>7}" for key in keys))
     per_class: Mapping[str, float | None] = metrics["per_class"]
     if len(per_class) > 1:
-        cells = [f"{name[:28]:<28}{_percent(value):>6}" for name, value in per_class.items()]
+        cells = [f"{name[:28]:<28}{percent(value):>6}" for name, value in per_class.items()]
         rows = math.ceil(len(cells) / (3 if len(cells) > 8 else 1))  # few classes: a list; many: three columns
         lines += ["", "AP by class"]
         lines += ["   ".join(cells[row::rows]) for row in range(rows)]
@@ -104,7 +104,8 @@ def _plain(values: Any) -> list[Any]:
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A figure of 0…1 in percent with one decimal; a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
+from selfdet.data.images import Quarantine
 from selfdet.data.labelled import evaluation_samples
 from selfdet.data.labels import Labels
 from selfdet.data.sample import Sample
 from selfdet.detectors.base import Detector
+from selfdet.errors import UserError
 from selfdet.evaluation.detection import evaluate_detections, to_coco_results
+
+BATCH = 8  # images at a time; an image's detections don't depend on the others
 
 
 def detect(
     detector: Detector,
     samples: Iterable[Sample],
     fabric: Fabric,
-    batch_size: int = 8,
+    batch_size: int = BATCH,
     seen: Callable[[int], None] | None = None,
-) -> Iterable[tuple[Sample, dict[str, torch.Tensor]]]:
+) -> Iterator[tuple[Sample, dict[str, torch.Tensor]]]:
     """Yield each sample and its detections: boxes (N, 4) xyxy in original pixels, scores, labels; on the CPU.
 
     `seen` is told how many images are done.
@@ -46,19 +50,34 @@ def score(
     fabric: Fabric,
     *,
     category_ids: Sequence[int] | None = None,
-    batch_size: int = 8,
+    batch_size: int = BATCH,
     seen: Callable[[int], None] | None = None,
+    quarantine: Quarantine | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """COCO AP of a detector on labelled images, and the COCO results it was computed from.
 
     `image_size`: long side in pixels at which images are shown; `category_ids`: the label file's ids of the
-    detector's classes, in the detector's order (the label file's own order if not given).
+    detector's classes, in the detector's order (the label file's own order if not given). Classes of the label file
+    that the detector does not know are not evaluated (`unknown_classes`). Images that can't be read are entered in
+    `quarantine` and left out with their objects.
+    Raises: UserError when more images than the quarantine bears, or all of them, can't be read.
     """
     ids = list(labels.category_ids if category_ids is None else category_ids)
+    quarantine = Quarantine(len(labels)) if quarantine is None else quarantine
+    samples = evaluation_samples(labels.records, image_size, quarantine)
     results: list[dict[str, Any]] = []
-    for sample, detections in detect(
-        detector, evaluation_samples(labels.records, image_size), fabric, batch_size, seen
-    ):
+    image_ids: list[int] = []
+    for sample, detections in detect(detector, samples, fabric, batch_size, seen):
+        image_ids.append(sample.image_id)
         results += to_coco_results(sample.image_id, detections, ids)
-    image_ids = [record.image_id for record in labels.records]
-    return evaluate_detections(labels.coco, results, image_ids), results
+    if not image_ids:
+        raise UserError(f"none of the {len(labels)} images of {labels.file} can be read", "Check the files")
+    unknown = unknown_classes(labels, ids)
+    classes = [name for name in labels.classes if name not in unknown] if unknown else None
+    return evaluate_detections(labels.coco, results, image_ids, classes), results
+
+
+def unknown_classes(labels: Labels, category_ids: Sequence[int]) -> list[str]:
+    """The classes of a label file that a detector with classes of these ids does not know."""
+    known = set(category_ids)
+    return [name for name, number in zip(labels.classes, labels.category_ids) if number not in known]

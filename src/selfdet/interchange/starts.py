@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfdet.data.labels import Labels
 from selfdet.detectors.base import Detector, Part
@@ -16,10 +16,13 @@ from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.interchange.weights import read_weights, write_safetensors
 from selfdet.models.backbones import Backbone, build_backbone
+from selfdet.training.checkpoint import load_checkpoint
 from selfdet.training.rundir import RunDir
-from selfdet.training.transfer import TransferReport, transfer
+from selfdet.training.transfer import TransferReport, TransferRow, transfer
 
 NOTE = "selfdet"  # the metadata key under which a weights file describes itself, as JSON
+BODY = "backbone.body."  # where a detector keeps its backbone
+REBUILDS = ("detector", "backbone", "options", "classes", "category_ids", "image_size")
 
 
 @dataclass
@@ -35,16 +38,21 @@ class Start:
     note: dict[str, Any] = field(default_factory=dict)
 
 
-def resolve_start(init: str) -> Start:
-    """Read what `--init` names: `scratch`, a run directory, a weights file, or `library:NAME`.
+def resolve_start(init: str, flag: str = "--init") -> Start:
+    """Read what `flag` names: `scratch`, a run directory, a weights file, or `library:NAME`.
+
+    A run directory stands for its final weights; a checkpoint in it (`best.pt`) may be named like a weights file.
 
     Raises: UserError when it is none of these, or the run has no weights yet.
     """
     if init == "scratch":
         return Start("scratch", "scratch")
     if init.startswith("library:"):
-        return Start("library", init, note={"backbone": init.split(":", 1)[1]})
-    path = Path(init)
+        name = init.removeprefix("library:")
+        if not name:
+            raise UserError(f"{flag} {init} names no backbone", "Write it behind the colon: library:resnet50")
+        return Start("library", init, note={"backbone": name})
+    path = Path(init).expanduser()
     if path.is_dir():
         run = RunDir(path)
         run.read_config()
@@ -54,42 +62,65 @@ def resolve_start(init: str) -> Start:
         path = found
     elif not path.is_file():
         raise UserError(
-            f"--init {init} does not exist", "Give scratch, a run directory, a weights file or library:NAME"
+            f"{flag} {init} does not exist", "Give scratch, a run directory, a weights file or library:NAME"
         )
-    state, metadata = read_weights(path)
-    note = _note(metadata)
+    state, note = _read(path)
     kind: Literal["backbone", "detector"] = "detector" if note.get("kind") == "detector" else "backbone"
+    if kind == "detector" and not all(name in note for name in REBUILDS):
+        raise UserError(f"{path} does not say how its detector is built", "Use the file as finetune wrote it")
     return Start(kind, str(path), state, note)
 
 
-def _note(metadata: Mapping[str, str]) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a weights file, or of the product in a run's checkpoint, and its note."""
+    if path.suffix == ".pt" and RunDir(path.parent).config_file.is_file():
+        checkpoint = load_checkpoint(path)
+        prefix, note = checkpoint["product"]["prefix"], checkpoint["product"]["note"]
+        tensors = checkpoint["method"].items()
+        return {name.removeprefix(prefix): value for name, value in tensors if name.startswith(prefix)}, note
+    state, metadata = read_weights(path)
     try:
         note = json.loads(metadata.get(NOTE, "{}"))
     except json.JSONDecodeError:
         note = {}
-    return note if isinstance(note, dict) else {}
+    return state, note if isinstance(note, dict) else {}
 
 
 def load_backbone(name: str, weights: str | None) -> tuple[Backbone, TransferReport | None]:
     """A backbone by name, random, from its library or from a file or run, with the report of what was reused.
 
+    `weights`: None, `random` or `scratch`; `library` or `library:NAME`; a backbone's or detector's file or run.
     Raises: UserError for unknown names and for weights of another architecture (under 90 % reused).
     """
     if weights in (None, "random", "scratch"):
         return build_backbone(name), None
-    if weights == "library" or str(weights).startswith("library:"):
+    if weights == "library":
         return build_backbone(name, "library"), None
-    start = resolve_start(str(weights))
+    start = resolve_start(str(weights), "--backbone-weights")
+    if start.kind == "library":
+        if start.note["backbone"] != name:
+            raise UserError(
+                f"--backbone-weights {weights} and --backbone {name} disagree",
+                f"Add --backbone {start.note['backbone']}",
+            )
+        return build_backbone(name, "library"), None
     backbone = build_backbone(name)
     return backbone, fill_backbone(backbone, start)
 
 
 def fill_backbone(backbone: Backbone, start: Start) -> TransferReport:
-    """Load a start's tensors into a backbone.
+    """Load a start's tensors into a backbone; of a detector, those of its backbone.
 
     Raises: UserError when less than 90 % of the backbone's elements are found.
     """
-    return transfer(backbone.net, start.state, {"backbone": Part([".*"], reinit=False)}, expect={"backbone"})
+    state = start.state
+    if start.kind == "detector":
+        state = {name.removeprefix(BODY): value for name, value in state.items() if name.startswith(BODY)}
+    try:
+        parts = {"backbone": Part([".*"], reinit=False)}
+        return transfer(backbone.net, state, parts, expect={"backbone"}, source=start.source)
+    except UserError as error:
+        raise _better_hint(error, start, backbone.name) from None
 
 
 def build_detector(
@@ -105,30 +136,59 @@ def build_detector(
     if start.kind == "library" and backbone not in (None, start.note["backbone"]):
         raise UserError(f"--init {start.source} and --backbone {backbone} disagree", "Leave --backbone out")
     key = detector or start.note.get("detector") or "fcos"
+    if key not in DETECTORS:
+        raise UserError(f"{start.source} is of the unknown detector {key!r}", f"Known are {', '.join(DETECTORS)}")
     body = build_backbone(name, "library" if start.kind == "library" else None)
     report = fill_backbone(body, start) if start.kind == "backbone" else None
-    given = start.note.get("options", {}) if start.kind == "detector" and start.note["detector"] == key else {}
-    built = DETECTORS[key](num_classes, body, **{**given, **options})
+    given = start.note["options"] if start.kind == "detector" and start.note["detector"] == key else {}
+    try:
+        built = DETECTORS[key](num_classes, body, **{**given, **options})
+    except TypeError as error:
+        if not given:
+            raise
+        raise UserError(f"{start.source}: {error}", "Use the version of selfdet that wrote it") from None
+    if report is not None:  # what a backbone's file does not reach starts afresh
+        for part, rules in built.parts().items():
+            if part != "backbone":
+                report.rows[part] = TransferRow(reinitialised=_elements(built.net, rules))
     if start.kind == "detector":
         kept = {part for part, rules in built.parts().items() if not rules.reinit}
-        report = transfer(built.net, start.state, built.parts(), expect=kept)
+        try:
+            report = transfer(built.net, start.state, built.parts(), expect=kept, source=start.source)
+        except UserError as error:
+            raise _better_hint(error, start, name) from None
     return built, report
 
 
-def save_backbone(path: Path, backbone: Backbone, note: Mapping[str, str]) -> None:
-    """Write a backbone's weights under its library's own names, atomically."""
-    described = {"kind": "backbone", "backbone": backbone.name, "library": backbone.library, **note}
-    state = {name: value.detach().cpu() for name, value in backbone.net.state_dict().items()}
-    write_safetensors(path, state, {NOTE: json.dumps(described)})
+def _elements(net: nn.Module, part: Part) -> int:
+    return sum(v.numel() for name, v in net.state_dict().items() if v.is_floating_point() and part.holds(name))
+
+
+def _better_hint(error: UserError, start: Start, name: str) -> UserError:
+    """The refusal of weights that say themselves which backbone they are of, with that name as what to do."""
+    own = start.note.get("backbone", name)
+    return error if own == name else UserError(error.message, f"These weights are a {own}: add --backbone {own}")
+
+
+def backbone_note(backbone: Backbone, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What a backbone's file says of itself."""
+    return {"kind": "backbone", "backbone": backbone.name, "library": backbone.library, **more}
+
+
+def detector_note(detector: Detector, labels: Labels, image_size: int) -> dict[str, Any]:
+    """What a detector's file says of itself: all that rebuilds it, its classes, and the long side (px) it is for."""
+    about = {"classes": labels.classes, "category_ids": labels.category_ids, "image_size": image_size}
+    return {"kind": "detector", **detector.config(), **about}
+
+
+def save_backbone(path: Path, backbone: Backbone, note: Mapping[str, Any]) -> None:
+    """Write a backbone's weights under its library's own names, atomically, with what `note` adds to its own."""
+    write_safetensors(path, backbone.net.state_dict(), {NOTE: json.dumps(backbone_note(backbone, note))})
 
 
 def save_detector(path: Path, detector: Detector, note: Mapping[str, Any]) -> None:
-    """Write a detector's weights under the library model's own names; `note` says what rebuilds it.
-
-    `note`: detector, backbone, options, classes, category_ids, image_size.
-    """
-    state = {name: value.detach().cpu() for name, value in detector.net.state_dict().items()}
-    write_safetensors(path, state, {NOTE: json.dumps({"kind": "detector", **note})})
+    """Write a detector's weights under the library model's own names; `note` is a `detector_note`."""
+    write_safetensors(path, detector.net.state_dict(), {NOTE: json.dumps({"kind": "detector", **note})})
 
 
 def match_categories(classes: Sequence[str], labels: Labels) -> list[int]:
@@ -136,6 +196,8 @@ def match_categories(classes: Sequence[str], labels: Labels) -> list[int]:
 
     Raises: UserError when the file lacks one of the classes.
     """
+    if list(classes) == labels.classes:  # also where a name stands for several classes
+        return list(labels.category_ids)
     known = dict(zip(labels.classes, labels.category_ids))
     absent = [name for name in classes if name not in known]
     if absent:
@@ -154,11 +216,10 @@ def load_detector(init: str) -> tuple[Detector, dict[str, Any]]:
     start = resolve_start(init)
     if start.kind != "detector":
         raise UserError(f"--init {init} holds no detector ({start.kind})", "Name a run made by finetune")
-    note = start.note
-    backbone = build_backbone(note["backbone"])
-    detector = DETECTORS[note["detector"]](len(note["classes"]), backbone, **note["options"])
-    missing = detector.net.load_state_dict(start.state, strict=False)
-    wrong = [*missing.missing_keys, *missing.unexpected_keys]
-    if wrong:
-        raise UserError(f"{start.source} does not fit its own description: {wrong[0]}", "Fine-tune again")
-    return detector, note
+    detector, _ = build_detector(start, len(start.note["classes"]), None, None, {})
+    try:
+        detector.net.load_state_dict(start.state)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[1].strip()
+        raise UserError(f"{start.source} does not fit its own description: {first}", "Fine-tune again") from None
+    return detector, start.note

@@ -13,6 +13,11 @@ import torch
 from selfdet.errors import UserError
 
 FORMAT = 1
+# What torch.load raises for a file that is not one, or is cut off: its own checks are few.
+DAMAGED: tuple[type[Exception], ...] = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError),
+    *(KeyError, AttributeError, TypeError, IndexError),
+)
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -34,7 +39,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not exist", "Name a run that has saved a checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+    except DAMAGED:
         raise UserError(
             f"{path} is not a checkpoint of plain tensors, or is damaged", "Restore the file or start a new run"
         ) from None
@@ -45,7 +50,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every global random generator, as tensors."""
+    """The state of torch's global random generators, as tensors; nothing of selfdet draws from any other."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -53,7 +58,8 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put the generators back where `random_state` saw them."""
+    """Put the generators back where `random_state` saw them; devices that are not here any more are left out."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        for device, kept in zip(range(torch.cuda.device_count()), state["cuda"]):
+            torch.cuda.set_rng_state(kept, device)

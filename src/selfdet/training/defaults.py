@@ -9,6 +9,11 @@ from typing import NamedTuple
 
 from selfdet.data.labels import ImageRecord
 from selfdet.errors import UserError
+from selfdet.training.log import plural
+
+ASKED = "asked"
+# Of this many images on a data set counts as large, for which the papers' ImageNet settings are taken, not COCO's.
+LARGE = 500_000
 
 
 class Default(NamedTuple):
@@ -17,20 +22,38 @@ class Default(NamedTuple):
     value: float
     reason: str
 
-
-def batch_size(images: int, asked: int | None, device_type: str) -> Default:
-    """Images a step: what was asked, at most one epoch's worth."""
-    wanted = asked if asked is not None else (64 if device_type == "cpu" else 256)
-    if images < wanted:
-        return Default(images, f"lowered from {wanted}: there are {images} images, and a batch never repeats one")
-    return Default(wanted, "asked" if asked is not None else f"default on {device_type}")
+    def line(self, name: str) -> str:
+        """How it is printed."""
+        return f"{name}: {self.value:g} ({self.reason})"
 
 
-def queue_length(images: int, batch: int) -> Default:
+def batch_size(images: int, asked: int | None, usual: int, shares: int = 1) -> Default:
+    """Images a step: what was asked, else `usual`; lowered where there are fewer images, to a multiple of `shares`
+    (processes × micro-batches).
+
+    Raises: UserError when there are fewer images than shares.
+    """
+    wanted = usual if asked is None else asked
+    if images >= wanted:
+        return Default(wanted, "default" if asked is None else ASKED)
+    lowered = images // shares * shares
+    if not lowered:
+        raise UserError(
+            f"{plural(images, 'image')} can't be shared by {shares} processes and micro-batches",
+            "Use fewer --devices or a smaller --accumulate",
+        )
+    return Default(lowered, f"lowered from {wanted}: {plural(images, 'image')}, of which a batch repeats none")
+
+
+def queue_length(images: int) -> Default:
     """Negatives kept: the largest power of two that the images fill once, 256 to 65,536."""
     power = 2 ** int(math.log2(max(1, images)))
-    value = max(256, min(65_536, power))
-    return Default(value, f"{images} images: a longer queue would hold views of the same image as negatives")
+    counted = plural(images, "image")
+    if power < 256:
+        return Default(256, f"{counted} are few: the queue holds several views of each, as negatives of each other")
+    if power > 65_536:
+        return Default(65_536, "as published")
+    return Default(power, f"{counted}: a longer queue would hold views of the same image as negatives")
 
 
 def contrastive_lr(images: int, batch: int, pretrained: bool) -> Default:
@@ -38,8 +61,8 @@ def contrastive_lr(images: int, batch: int, pretrained: bool) -> Default:
 
     Source: 0.03 at batch 256 on ImageNet's 1.28 M images, 0.3 at batch 256 on COCO's 118 k.
     """
-    base = 0.03 if images >= 500_000 or pretrained else 0.3
-    why = "weights that are already trained" if pretrained else f"{images} images"
+    base = 0.03 if images >= LARGE or pretrained else 0.3
+    why = "weights that are already trained" if pretrained else plural(images, "image")
     return Default(base * batch / 256, f"{base} × {batch}/256, for {why}")
 
 
@@ -52,18 +75,20 @@ def asked_steps(images: int, batch: int, epochs: int | None, steps: int | None) 
         if given is not None and given < 1:
             raise UserError(f"--{flag} {given} is not positive", "Give at least 1")
     if steps is not None:
-        return Default(steps, "asked")
+        return Default(steps, ASKED)
     if epochs is not None:
         per_epoch = max(1, images // batch)
-        return Default(epochs * per_epoch, f"{epochs} epochs of {per_epoch}")
+        return Default(epochs * per_epoch, f"{plural(epochs, 'epoch')} of {plural(per_epoch, 'step')}")
     return None
 
 
 def contrastive_steps(images: int, batch: int) -> Default:
     """Optimiser steps of MoCo and DenseCL. Source: 200 epochs of ImageNet, 800 of COCO."""
-    epochs, name = (200, "ImageNet") if images >= 500_000 else (800, "COCO")
-    per_epoch = max(1, images // batch)
-    return Default(epochs * per_epoch, f"{epochs} epochs of {per_epoch}, as published for {name}; fewer with --epochs")
+    epochs, name = (200, "ImageNet") if images >= LARGE else (800, "COCO")
+    steps = plural(max(1, images // batch), "step")
+    return Default(
+        epochs * max(1, images // batch), f"{epochs} epochs of {steps}, as published for {name}; fewer with --epochs"
+    )
 
 
 def finetune_steps(images: int, batch: int) -> Default:
@@ -72,7 +97,7 @@ def finetune_steps(images: int, batch: int) -> Default:
     Source: AlignDet fine-tunes few labels for 12,000 iterations of 16.
     """
     value = max(400, min(12_000, 24 * math.ceil(images / batch)))
-    return Default(value, f"24 passes over {images} labelled images, within 400…12,000 steps")
+    return Default(value, f"24 passes over {plural(images, 'labelled image')}, within 400…12,000 steps")
 
 
 def finetune_lr(batch: int) -> Default:
@@ -82,6 +107,9 @@ def finetune_lr(batch: int) -> Default:
 
 def detection_size(records: Sequence[ImageRecord]) -> Default:
     """Long side (px) at which a detector sees images: the labelled images' own median, 128 to 800 px."""
-    typical = median(max(record.width, record.height) for record in records)
+    sides = [max(record.width, record.height) for record in records if record.width and record.height]
+    if not sides:
+        return Default(640, "the label file does not say how large its images are")
+    typical = median(sides)
     value = max(128, min(800, 32 * round(typical / 32)))
     return Default(value, f"the labelled images' long sides have the median {typical:g} px")

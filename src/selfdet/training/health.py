@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selfdet.data.geometry import grid_centres, true_matches
 from selfdet.data.images import UnreadableImage
@@ -25,6 +25,8 @@ COLLAPSED_STD = 0.1
 COLLAPSED_RANK_SHARE = 0.1
 # A loss within this share of its chance value has told keys and queue apart in name only.
 AT_CHANCE = 0.97
+# Matches have changed when the difference is more than so many of its standard errors.
+NOISES = 2.0
 
 
 @contextlib.contextmanager
@@ -59,9 +61,10 @@ def match_accuracy(backbone: Backbone, batch: ViewBatch) -> dict[str, float]:
 
     Returns:
         `match_accuracy`: share of the query cells with a true partner whose match is exactly the key cell that
-        contains it. `match_error_px`: median distance in view pixels from the true point to the centre of the matched
-        cell; cells are a stride wide, so a perfect matcher has about 0.4 strides. `match_chance`: the share of blind
-        guessing, one over the number of cells. Empty when no pair overlaps.
+        contains it; `match_noise` its standard error, from how much the pairs differ. `match_error_px`: median
+        distance in view pixels from the true point to the centre of the matched cell; cells are a stride wide, so a
+        perfect matcher has about 0.4 strides. `match_chance`: the share of blind guessing, one over the number of
+        cells. Empty when no pair overlaps.
     """
     device = next(backbone.parameters()).device
     size = batch.query.shape[-1]
@@ -76,11 +79,25 @@ def match_accuracy(backbone: Backbone, batch: ViewBatch) -> dict[str, float]:
     if not bool(valid.any()):
         return {}
     distance = (grid_centres(size, grid).float()[found] - point).norm(dim=2)
+    hits, cells = ((found == true) & valid).sum(1).double(), valid.sum(1).double()
+    accuracy = hits.sum() / cells.sum()
     return {
-        "match_accuracy": float((found == true)[valid].double().mean()),
+        "match_accuracy": float(accuracy),
+        "match_noise": _noise(hits - accuracy * cells, cells),
         "match_error_px": float(distance[valid].median()),
         "match_chance": 1.0 / (grid * grid),
     }
+
+
+def _noise(excess: Tensor, cells: Tensor) -> float:
+    """The standard error of a share over clusters: cells of one pair are right or wrong together, so pairs count.
+
+    `excess`: (B,) hits of a pair above what the share would give it; `cells`: (B,). One pair tells nothing: then 1.
+    """
+    pairs = int((cells > 0).sum())
+    if pairs < 2:
+        return 1.0
+    return float((excess.square().sum() * pairs / (pairs - 1)).sqrt() / cells.sum())
 
 
 class MatchProbe:
@@ -178,12 +195,14 @@ def _match_words(last: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[
         f"Dense matches hit exactly the true cell in {now:.1%} (median error {last['match_error_px']:.0f} px), "
         f"before training in {before:.1%} ({first['match_error_px']:.0f} px), guesses in {last['match_chance']:.1%}."
     )
+    margin = NOISES * math.hypot(last.get("match_noise", 0.0), first.get("match_noise", 0.0))
     if first.get("step") == last.get("step"):
         yield sentence
-    elif now <= before:
+    elif now - before > margin:
+        yield f"{sentence} Matches have become better."
+    else:
+        noise = f" beyond the noise of ±{margin:.1%}" if abs(now - before) <= margin else ""
         yield (
-            f"{sentence} Training has not improved the matches: train for longer or with more images, "
+            f"{sentence} Training has not improved the matches{noise}: train for longer or with more images, "
             "and look at the other figures."
         )
-    else:
-        yield f"{sentence} Matches have become better."

@@ -12,7 +12,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-SHOWN = frozenset({"loss", "global", "dense", "lr", "classification", "bbox_regression", "bbox_ctrness"})
+COUNT_EVERY = 10.0  # seconds between two lines of a count
 
 
 def duration(seconds: float) -> str:
@@ -29,6 +29,11 @@ def duration(seconds: float) -> str:
     return f"{left} s"
 
 
+def plural(count: int, noun: str, several: str = "") -> str:
+    """`1 image`, `2 images`, `1,200 images`; `several` where the plural is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
 class Reporter:
     """Speaks for a run: on stderr, and in `log_file` where one is given. `quiet` keeps processes other than the
     first from repeating it."""
@@ -39,21 +44,31 @@ class Reporter:
         # A log has no width: lines are broken only where a terminal shows them.
         self.console = Console(file=sys.stderr, highlight=False, markup=False, soft_wrap=True)
 
+    @property
+    def shows_bars(self) -> bool:
+        """Whether somebody is watching."""
+        return self.console.is_terminal and not self.quiet
+
     def line(self, text: str) -> None:
         """Say one line (or a table of several)."""
         if self.quiet:
             return
         self.console.print(text)
-        if self.log_file is not None:
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+        self.record(text)
+
+    def record(self, text: str) -> None:
+        """Put a line into the log file alone: what is shown in another way."""
+        if self.log_file is None or self.quiet:
+            return
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
 
     @contextmanager
     def counting(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         """Count towards `total` of `unit`, with rate and time left: a bar, or a line every 10 s."""
         begun = said = time.monotonic()
         bar = None
-        if self.console.is_terminal and not self.quiet:
+        if self.shows_bars:
             bar = Progress(
                 TextColumn("{task.completed}/{task.total} " + unit),
                 BarColumn(),
@@ -69,10 +84,10 @@ class Reporter:
             now = time.monotonic()
             if bar is not None:
                 bar.update(task, completed=done)
-            elif now - said > 10.0:
+            elif now - said >= COUNT_EVERY:
                 said = now
-                rate = done / (now - begun)
-                self.line(f"{done}/{total} {unit}  {rate:.1f}/s  left {duration((total - done) / rate)}")
+                rate = max(done, 1) / max(now - begun, 1e-9)
+                self.line(f"{done}/{total} {unit}  {rate:.1f}/s  {duration((total - done) / rate)} left")
 
         try:
             yield seen
@@ -86,13 +101,13 @@ class Reporter:
 
 
 class StepDisplay:
-    """Progress of a training run: a bar on a terminal, a line at each logged step elsewhere."""
+    """Progress of a training run: a bar on a terminal, a line at each logged step elsewhere and in the log file."""
 
     def __init__(self, reporter: Reporter, total: int, start: int) -> None:
         self.reporter = reporter
         self.total = total
         self.bar: Progress | None = None
-        if reporter.console.is_terminal and not reporter.quiet:
+        if reporter.shows_bars:
             columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
             self.bar = Progress(*columns, console=reporter.console, transient=True)
             self.task = self.bar.add_task("", total=total, completed=start)
@@ -117,13 +132,13 @@ class StepDisplay:
         self, step: int, epoch: int, figures: Mapping[str, float], rate: float, wait: float, left: float
     ) -> None:
         """Show the figures of a logged step: `rate` images a second, `wait` share of waiting, `left` s."""
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if name in SHOWN)
-        speed = f"{rate:.1f} images/s  data wait {wait:.0%}  left {duration(left)}"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=f"epoch {epoch + 1}  {shown}  {speed}")
-        text = f"step {step}/{self.total}  epoch {epoch + 1}  {shown}  {speed}"
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        # Nothing is left at the end; what follows it, such as the pictures, is not a matter of steps.
+        ahead = f"  {duration(left)} left" if step < self.total else ""
+        text = f"step {step}/{self.total}  epoch {epoch + 1}  {shown}  {rate:.3g} images/s  data wait {wait:.0%}{ahead}"
         if self.bar is None:
             self.reporter.line(text)
-        elif self.reporter.log_file is not None:
-            with self.reporter.log_file.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            return
+        loss = f"loss {figures['loss']:.4g}  " if "loss" in figures else ""
+        self.bar.update(self.task, completed=step, description=f"{loss}{rate:.3g} images/s{ahead}")
+        self.reporter.record(text)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,151 +18,178 @@ from selfdet.methods.base import Method
 from selfdet.training.checkpoint import random_state, restore_random_state, save_checkpoint
 from selfdet.training.clock import Clock
 from selfdet.training.log import Reporter, duration
+from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import RunDir
 from selfdet.training.schedule import Schedule
-from selfdet.training.stop import Interrupted, Stop
-
-
-@dataclass
-class Plan:
-    """How long a run is and how often it speaks; all counts are optimiser steps.
-
-    `images_per_step` counts the images of all processes. `clip` bounds the gradient norm (0: off).
-    `max_seconds` ends the run early, saved (0: off).
-    """
-
-    total_steps: int
-    images_per_step: int
-    log_every: int = 10
-    save_every: int = 100
-    evaluate_every: int = 0
-    accumulate: int = 1
-    clip: float = 0.0
-    max_seconds: float = 0.0
+from selfdet.training.stop import TIME, Interrupted, Stop
 
 
 @dataclass
 class Progress:
-    """What the loop carries from step to step and into the checkpoint."""
+    """What the loop carries from step to step and into the checkpoint.
+
+    `sums` of each loss over the `summed` steps since the last row of metrics.jsonl; `best` AP so far.
+    """
 
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     summed: int = 0
     best: float | None = None
 
-    def add(self, losses: Mapping[str, Tensor]) -> None:
+    def add(self, losses: Mapping[str, float]) -> None:
+        """Count the losses of a finished step."""
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.summed += 1
+        self.step += 1
 
-    def means(self) -> dict[str, float]:
-        means = {name: value / max(1, self.summed) for name, value in self.sums.items()}
+    def take_means(self) -> dict[str, float]:
+        """Mean losses since the last call."""
+        means = {name: value / self.summed for name, value in self.sums.items()}
         self.sums, self.summed = {}, 0
         return means
 
 
 def fit(
     method: Method,
-    batches: Iterable[tuple[int, int, Any]],
+    batches: Iterable[tuple[int, int, Sequence[Any]]],
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
-    plan: Plan,
+    recipe: Recipe,
     run: RunDir,
     fabric: Fabric,
     reporter: Reporter,
     *,
     resume_from: Mapping[str, Any] | None = None,
-    evaluate: Callable[[int], Mapping[str, float]] | None = None,
+    evaluate: Callable[[int], Mapping[str, Any]] | None = None,
     extra_state: Callable[[], Mapping[str, Any]] = dict,
 ) -> int:
-    """Train `method` on `batches` of (micro-step, epoch, batch) until `plan.total_steps`; returns the steps done.
+    """Train `method` until `recipe.steps`, or the time limit, and return the steps done; saved either way.
 
-    `evaluate(step)` returns figures for metrics.jsonl; where it returns `"AP"`, the best is kept in best.pt.
-    `extra_state()` joins each checkpoint. A batch has `.to(device)`, or is a list the method moves itself.
-    Raises: UserError when a loss is not finite; Interrupted after saving when the run is asked to stop.
+    `batches` yields (step, epoch, micro-batches of the step). `evaluate(step)` returns figures for metrics.jsonl;
+    where they hold "AP", the best is kept in best.pt. `extra_state()` joins each checkpoint.
+    Raises: UserError when a loss or gradient is not finite; Interrupted after saving when a signal says stop.
     """
     wrapped, optimizer = fabric.setup(method, optimizer)
     progress = Progress()
     if resume_from is not None:
         method.load_state_dict(resume_from["method"])
         optimizer.load_state_dict(resume_from["optimizer"])
-        restore_random_state(resume_from["random"])
         progress = Progress(**resume_from["progress"])
+    evaluate_every = recipe.evaluate_every if evaluate is not None else 0
+    clock = Clock(recipe.steps, recipe.batch_size, progress.step, evaluate_every)
 
-    def save(path: Any = run.last) -> None:
+    def save(path: Path) -> None:
         if fabric.is_global_zero:
             state = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "random": random_state()}
-            save_checkpoint(
-                path, {**state, "progress": vars(progress), "threads": torch.get_num_threads(), **extra_state()}
-            )
+            about = {"progress": vars(progress), "threads": torch.get_num_threads(), **extra_state()}
+            save_checkpoint(path, {**state, **about})
 
-    def log(step: int, figures: Mapping[str, float]) -> None:
-        if fabric.is_global_zero:
-            run.append_metrics({"step": step, **figures})
+    def assess() -> None:
+        if evaluate is None:
+            return
+        with clock.paused():
+            scores = evaluate(progress.step)
+        run.append_metrics({"step": progress.step, **scores})
+        if scores.get("AP") is not None and (progress.best is None or scores["AP"] > progress.best):
+            progress.best = scores["AP"]
+            save(run.best)
 
-    if evaluate is not None and progress.step == 0 and plan.evaluate_every:
-        log(0, evaluate(0))
-    clock = Clock(plan.total_steps, plan.images_per_step, progress.step)
-    with Stop(plan.max_seconds) as stop, reporter.steps(plan.total_steps, progress.step) as display:
-        clock.waiting()
-        for micro, epoch, batch in batches:
-            batch = batch.to(fabric.device) if hasattr(batch, "to") else batch
-            clock.computing()
-            last = (micro + 1) % plan.accumulate == 0
+    stream = iter(batches)
+    with Stop(60 * recipe.max_time) as stop, reporter.steps(recipe.steps, progress.step) as display:
+        if evaluate_every and progress.step == 0:
+            assess()
+        while progress.step < recipe.steps:
+            with clock.waiting():
+                _, epoch, parts = next(stream)
+            if resume_from is not None and progress.step == clock.start:
+                restore_random_state(resume_from["random"])  # the loader has drawn a seed of its own by now
+            rate = schedule(progress.step)
             for group in optimizer.param_groups:
-                group["lr"] = schedule(progress.step) * group.get("lr_scale", 1.0)
-            with fabric.no_backward_sync(wrapped, enabled=not last):
-                losses = wrapped(batch)
-                _check_finite(losses, progress.step, batch)
-                fabric.backward(losses["loss"] / plan.accumulate)
-            progress.add({name: value.detach() for name, value in losses.items()})
-            if not last:
-                continue
-            if plan.clip:
-                fabric.clip_gradients(wrapped, optimizer, max_norm=plan.clip, error_if_nonfinite=False)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            method.after_step(progress.step, plan.total_steps)
-            progress.step += 1
-            done = progress.step == plan.total_steps
-            display.advance(progress.step)
-            if clock.first_estimate(progress.step):
-                reporter.line(
-                    f"estimate: {duration(clock.left(progress.step))} for {plan.total_steps - progress.step} more steps"
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+            losses = optimiser_step(wrapped, optimizer, parts, fabric, recipe.clip, progress.step + 1)
+            method.after_step(progress.step, recipe.steps)
+            progress.add(losses)
+
+            step, done = progress.step, progress.step == recipe.steps
+            display.advance(step)
+            if clock.first_estimate(step) and not done:
+                reporter.line(f"about {duration(clock.left(step))} for the {recipe.steps - step} steps to come")
+            if done or step % recipe.log_every == 0:
+                means = progress.take_means()
+                run.append_metrics({"step": step, "epoch": epoch, "lr": rate, **means, **method.health()})
+                speed, wait = clock.interval(step)
+                run.append_timing(
+                    {"step": step, "images_per_second": speed, "data_wait": wait, "seconds": clock.total()}
                 )
-            if progress.step % plan.log_every == 0 or done:
-                figures = {"epoch": epoch, "lr": schedule(progress.step - 1), **progress.means(), **method.health()}
-                log(progress.step, figures)
-                rate, wait = clock.interval(progress.step)
-                if fabric.is_global_zero:
-                    run.append_timing(
-                        {"step": progress.step, "images_per_second": rate, "data_wait": wait, "seconds": clock.total()}
-                    )
-                display.logged(progress.step, epoch, figures, rate, wait, clock.left(progress.step))
-            if evaluate is not None and plan.evaluate_every and (progress.step % plan.evaluate_every == 0 or done):
-                with clock.paused():
-                    scores = evaluate(progress.step)
-                log(progress.step, scores)
-                if scores.get("AP") is not None and scores["AP"] > (
-                    progress.best if progress.best is not None else -1.0
-                ):
-                    progress.best = scores["AP"]
-                    save(run.best)
-            if done or stop.reason or progress.step % plan.save_every == 0:
-                save()
-            if stop.reason and not done:
-                raise Interrupted(stop.reason, progress.step, stop.signal)
-            clock.waiting()
+                display.logged(step, epoch, {"loss": means["loss"], **means, "lr": rate}, speed, wait, clock.left(step))
+            if evaluate_every and (done or step % evaluate_every == 0):
+                assess()
+            asked = _agreed(stop.asked, fabric)
+            if done or asked or step % recipe.save_every == 0:
+                save(run.last)
+            if asked > 0 and not done:
+                raise Interrupted(f"stopped by {signal.Signals(asked).name}", step, asked)
+            if asked:
+                break
     return progress.step
 
 
-def _check_finite(losses: Mapping[str, Tensor], step: int, batch: Any) -> None:
-    bad = [name for name, value in losses.items() if not bool(torch.isfinite(value).all())]
-    if not bad:
-        return
+def optimiser_step(
+    wrapped: Any, optimizer: Any, parts: Sequence[Any], fabric: Fabric, clip: float, step: int
+) -> dict[str, float]:
+    """One optimiser step on the mean gradient of micro-batches of equal size; returns the mean of each loss.
+
+    A batch has `.to(device)`, or is a list that the method moves itself. `step` is its number, for the error.
+    Raises: UserError, with the weights untouched, when a loss or the gradient is not finite.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    names: list[str] = []
+    rows: list[Tensor] = []
+    for number, part in enumerate(parts, start=1):
+        part = part.to(fabric.device) if hasattr(part, "to") else part
+        with fabric.no_backward_sync(wrapped, enabled=number < len(parts)):
+            losses = wrapped(part)
+            fabric.backward(losses["loss"] / len(parts))
+        names = list(losses)
+        rows.append(torch.stack([value.detach() for value in losses.values()]))
+    norm = _gradient_norm(wrapped, optimizer, fabric, clip)
+    # One transfer for all figures: each would make the host wait for the device.
+    *figures, norms = torch.stack([*rows, norm.to(rows[0]).expand_as(rows[0])]).tolist()
+    for part, row in zip(parts, figures):
+        bad = [name for name, value in zip(names, row) if not math.isfinite(value)]
+        if bad:
+            raise _not_finite(f"loss ({', '.join(bad)})", step, part)
+    if not math.isfinite(norms[0]):
+        raise _not_finite("gradient", step, parts[0])
+    optimizer.step()
+    return {name: sum(column) / len(column) for name, column in zip(names, zip(*figures))}
+
+
+def _gradient_norm(wrapped: Any, optimizer: Any, fabric: Fabric, clip: float) -> Tensor:
+    """The norm of the gradient, which is clipped to `clip` unless that is 0."""
+    if clip:
+        norm = fabric.clip_gradients(wrapped, optimizer, max_norm=clip, error_if_nonfinite=False)
+        assert norm is not None
+    else:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in wrapped.parameters() if p.grad is not None])
+    # A gradient scaler (fp16) meets infinities on purpose and leaves out the step itself.
+    return torch.zeros_like(norm) if getattr(fabric.strategy.precision, "scaler", None) is not None else norm
+
+
+def _not_finite(what: str, step: int, batch: Any) -> UserError:
     paths = getattr(batch, "paths", None) or [getattr(sample, "path", "?") for sample in batch]
-    names = ", ".join(str(path) for path in paths[:3])
-    raise UserError(
-        f"the loss ({', '.join(bad)}) is not finite at step {step}; the batch begins with {names}",
-        "Lower --lr or use --precision fp32; the last checkpoint before this step is kept",
+    return UserError(
+        f"the {what} is not finite at step {step}; the images of the batch begin with {', '.join(map(str, paths[:3]))}",
+        "Lower --lr or use --precision fp32, in a new run; last.pt is from before this step",
     )
+
+
+def _agreed(asked: int, fabric: Fabric) -> int:
+    """What any process was asked: they must all stop after the same step."""
+    if fabric.world_size == 1:
+        return asked
+    # The number of a signal, and one more place for a time limit.
+    wishes = torch.tensor([max(asked, 0), int(asked == TIME)], device=fabric.device)
+    number, time = fabric.all_reduce(wishes, reduce_op="max").tolist()  # type: ignore[union-attr]
+    return int(number) or (TIME if time else 0)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from selfdet.errors import UserError
+
+# Settings that may differ between a run and its continuation: they change no number.
+FREE_ON_RESUME = frozenset({"workers", "max_time", "save_every"})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,26 +27,26 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: a figure that does not exist is null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
+def check_out_is_new(out: str | Path, resume: bool | None = None) -> None:
+    """Refuse an `--out` folder that holds something, before anything long begins; `resume` None: it can't be resumed.
 
-
-# Settings that may differ between a run and its continuation: they change no number.
-FREE_ON_RESUME = frozenset({"workers", "max_time", "resume", "save_every"})
+    Raises: UserError, also for a file.
+    """
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file, not a folder", "Name a new folder")
+    if path.is_dir() and not resume and not _is_empty(path):
+        otherwise = ", or add --resume to continue the run in it" if resume is not None else ""
+        raise UserError(f"--out {path} is not empty", f"Name a new folder{otherwise}")
 
 
 class RunDir:
-    """The files of one run (or of one stage of a run), by name."""
+    """The files of one run (or of one stage of a run), by name. Nothing is written where `writes` is off: of several
+    processes only the first does."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, writes: bool = True) -> None:
         self.path = Path(path)
+        self.writes = writes
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.timing_file = self.path / "timing.jsonl"
@@ -63,25 +66,18 @@ class RunDir:
         setting differs from the one the run was started with.
         """
         run = cls(path)
-        if run.path.is_file():
-            raise UserError(f"--out {run.path} is a file, not a folder", "Name a new folder")
-        occupied = run.path.is_dir() and any(run.path.iterdir())
-        if occupied and not resume:
-            raise UserError(
-                f"--out {run.path} is not empty", "Name a new folder, or add --resume to continue the run in it"
-            )
-        if occupied and run.config_file.is_file():
+        check_out_is_new(path, resume)
+        if run.config_file.is_file():
             run._compare(config)
-        elif occupied:
+            return run
+        if run.path.is_dir() and not _is_empty(run.path):
             raise UserError(f"{run.path} has no config.yaml, so it is not a run to resume", "Name a new folder")
-        else:
-            try:
-                run.pictures.mkdir(parents=True, exist_ok=True)
-                run.write_config(config)
-            except OSError as error:
-                raise UserError(
-                    f"--out {run.path} cannot be written: {error.strerror}", "Name another folder"
-                ) from None
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.write_config(config)
+            run.pictures.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {run.path} cannot be written: {error.strerror}", "Name another folder") from None
         return run
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -106,9 +102,9 @@ class RunDir:
         return config
 
     def _compare(self, config: Mapping[str, Any]) -> None:
-        stored = self.read_config()
-        asked = yaml.safe_load(yaml.safe_dump(_plain(dict(config))))
-        for name in sorted(set(stored) | set(asked)):
+        stored = dict(_flat(self.read_config()))
+        asked = dict(_flat(yaml.safe_load(yaml.safe_dump(_plain(dict(config))))))
+        for name in dict.fromkeys([*asked, *stored]):
             if name in FREE_ON_RESUME or stored.get(name) == asked.get(name):
                 continue
             raise UserError(
@@ -124,31 +120,63 @@ class RunDir:
         """Append figures that vary from run to run: rates, waits, seconds."""
         self._append(self.timing_file, row)
 
-    @staticmethod
-    def _append(path: Path, row: Mapping[str, Any]) -> None:
+    def _append(self, path: Path, row: Mapping[str, Any]) -> None:
+        if not self.writes:
+            return
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(dict(row)), allow_nan=False) + "\n")
+            file.flush()
+            # As durable as the checkpoint that counts on it: a machine may go down as well as a process.
+            os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl; a last line cut off by a kill is left out."""
-        return _rows(self.metrics_file)
+        return [row for _, row in _rows(self.metrics_file)]
 
     def truncate_to(self, step: int) -> None:
         """Drop the rows of metrics.jsonl and timing.jsonl after `step`, so that a resumed run writes them again."""
         for path in (self.metrics_file, self.timing_file):
-            rows = _rows(path)
-            kept = [row for row in rows if row.get("step", 0) <= step]
-            if path.exists():
-                write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept))
+            if self.writes and path.exists():
+                write_text(path, "".join(f"{line}\n" for line, row in _rows(path) if row.get("step", 0) <= step))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each whole line of a JSON-lines file, and what it says."""
     if not path.exists():
-        return []
-    rows = []
+        return
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            yield line, json.loads(line)
         except json.JSONDecodeError:
-            break
-    return rows
+            return
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: a figure that does not exist is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings with those inside others named as flags are: `lr_scale.neck`."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, or no more than a file that a kill left half written.
+
+    Raises: UserError when it can't be listed.
+    """
+    try:
+        return all(child.suffix == ".partial" for child in folder.iterdir())
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be listed: {error.strerror}", "Name another folder") from None

@@ -1,11 +1,12 @@
-"""One training stage from resolved settings: loader, optimiser, resume, loop."""
+"""One training stage from resolved settings: run directory, loader, optimiser, resume, loop."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
 
 import torch
 
@@ -14,34 +15,15 @@ from selfdet.data.loader import TrainingDataset, training_batches
 from selfdet.errors import UserError
 from selfdet.methods.base import Method
 from selfdet.training.checkpoint import load_checkpoint
-from selfdet.training.log import Reporter
-from selfdet.training.loop import Plan, fit
+from selfdet.training.log import Reporter, plural
+from selfdet.training.loop import fit
+from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import RunDir
 from selfdet.training.runtime import Runtime
 from selfdet.training.schedule import Schedule
+from selfdet.training.stop import Interrupted
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every number of a stage, resolved: nothing here is a default any more.
-
-    `batch_size` counts the images of one optimiser step over all processes and micro-batches.
-    """
-
-    steps: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    schedule: Literal["cosine", "step", "constant"]
-    warmup_steps: int
-    seed: int
-    workers: int
-    accumulate: int = 1
-    clip: float = 0.0
-    log_every: int = 10
-    save_every: int = 100
-    evaluate_every: int = 0
-    max_minutes: float = 0.0
+RESUME = "the same command with --resume continues it"
 
 
 def default_workers(device_type: str) -> int:
@@ -50,90 +32,162 @@ def default_workers(device_type: str) -> int:
     return max(1, cores // 2) if device_type == "cpu" else min(8, cores)
 
 
-def saved_state(run: RunDir, runtime: Runtime) -> dict[str, Any] | None:
-    """The checkpoint of a run to continue, or None where it has none yet; metrics are cut back to it.
+@dataclass(frozen=True)
+class Weights:
+    """The product's tensors in a method's state dict, by their `prefix`, and what they say of themselves."""
 
-    Raises: UserError when the checkpoint can't be read or was made with another number of threads.
+    prefix: str
+    note: dict[str, Any]
+
+
+@dataclass
+class Stage:
+    """A run directory opened for training, and what is needed to train in it.
+
+    `product` names the weights that the stage writes last of all: a run that has them is finished. `state` is the
+    checkpoint to go on from, None for a new run.
     """
+
+    run: RunDir
+    recipe: Recipe
+    runtime: Runtime
+    reporter: Reporter
+    product: Literal["backbone", "detector"]
+    finished: bool = False
+    state: dict[str, Any] | None = None
+
+    @property
+    def start(self) -> int:
+        """Optimiser steps already done."""
+        return 0 if self.state is None else int(self.state["progress"]["step"])
+
+    def summary(self) -> dict[str, Any]:
+        """What the verb returns: the folder, the weights, and the last of each figure."""
+        last: dict[str, Any] = {}
+        for row in self.run.read_metrics():
+            last |= row
+        return {"out": str(self.run.path), self.product: str(getattr(self.run, self.product)), "finished": True, **last}
+
+    def unfinished(self, step: int) -> dict[str, Any]:
+        """What the verb returns when the time was up after `step` steps."""
+        return {"out": str(self.run.path), "finished": False, "step": step}
+
+    def train(
+        self,
+        method: Method,
+        groups: Sequence[dict[str, Any]],
+        dataset: TrainingDataset[Any],
+        collate: Callable[[list[Any]], Any],
+        weights: Weights,
+        evaluate: Callable[[int], Mapping[str, Any]] | None = None,
+    ) -> int:
+        """Train with SGD (momentum 0.9) over parameter `groups`; returns the steps done, fewer when the time was up.
+
+        `weights` says where in `method` the product is, so that a checkpoint can be used like a weights file.
+        Raises: UserError (unreadable images above 5 %, a loss that is not finite), Interrupted after saving.
+        Source: DenseCL and AlignDet both train with SGD, momentum 0.9.
+        """
+        quarantine = Quarantine(len(dataset))
+        if self.state is not None:
+            quarantine.restore(self.state["quarantine"])
+        try:
+            step = self._fit(method, groups, dataset, collate, weights, evaluate, quarantine)
+        except (UserError, Interrupted) as error:
+            self.reporter.record(str(error))  # the command line shows it
+            raise
+        if quarantine.paths:
+            bad, total = plural(len(quarantine), "unreadable image"), len(dataset)
+            listed = ", ".join(quarantine.paths[:5]) + (", …" if len(quarantine) > 5 else "")
+            self.reporter.line(f"{bad} of {total} replaced by others: {listed}")
+        if step < self.recipe.steps:
+            self.reporter.line(f"stopped by --max-time at step {step} of {self.recipe.steps}, saved; {RESUME}")
+        return step
+
+    def _fit(
+        self,
+        method: Method,
+        groups: Sequence[dict[str, Any]],
+        dataset: TrainingDataset[Any],
+        collate: Callable[[list[Any]], Any],
+        weights: Weights,
+        evaluate: Callable[[int], Mapping[str, Any]] | None,
+        quarantine: Quarantine,
+    ) -> int:
+        recipe, fabric = self.recipe, self.runtime.fabric
+        batches = training_batches(
+            dataset,
+            batch_size=recipe.batch_size // fabric.world_size,
+            seed=recipe.seed,
+            start_step=self.start,
+            total_steps=recipe.steps,
+            workers=recipe.workers,
+            collate=MicroBatches(collate, recipe.images_per_pass(fabric.world_size)),
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+            quarantine=quarantine,
+        )
+        optimizer = torch.optim.SGD(list(groups), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+        with closing(cast(Generator[Any, None, None], batches)):  # its workers end with it
+            return fit(
+                method,
+                batches,
+                optimizer,
+                Schedule(recipe.lr, recipe.steps, recipe.warmup_steps, recipe.schedule),
+                recipe,
+                self.run,
+                fabric,
+                self.reporter,
+                resume_from=self.state,
+                evaluate=evaluate,
+                extra_state=lambda: {"quarantine": quarantine.reasons, "product": asdict(weights)},
+            )
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """Collates the images of one optimiser step into batches of `size`: the step's images don't depend on it."""
+
+    collate: Callable[[list[Any]], Any]
+    size: int
+
+    def __call__(self, items: list[Any]) -> list[Any]:
+        return [self.collate(items[first : first + self.size]) for first in range(0, len(items), self.size)]
+
+
+def open_stage(
+    out: str,
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    runtime: Runtime,
+    product: Literal["backbone", "detector"],
+    *,
+    resume: bool,
+) -> Stage:
+    """Make or open the run directory of a stage; everything the user may have got wrong is to be checked before.
+
+    A finished run is left as it is, to the byte. That of an interrupted one has its metrics cut back to the checkpoint.
+    Raises: UserError when the folder is not empty or not this run's, or when the checkpoint can't be read or was made
+    with another number of threads.
+    """
+    recipe.images_per_pass(runtime.fabric.world_size)
+    # The others wait until the first has made the folder: to them it is no longer a new one.
+    if runtime.first:
+        run = RunDir.open(out, config, resume=resume)
+    runtime.fabric.barrier()
+    if not runtime.first:
+        run = RunDir(out, writes=False)
+    if getattr(run, product).is_file():
+        reporter = Reporter(quiet=not runtime.first)
+        reporter.line(f"{run.path} is finished ({recipe.steps} steps): nothing to do")
+        return Stage(run, recipe, runtime, reporter, product, finished=True)
     state = load_checkpoint(run.last) if run.last.is_file() else None
     if state is not None and runtime.fabric.device.type == "cpu" and state["threads"] != runtime.threads:
         raise UserError(
-            f"{run.last} was made with {state['threads']} threads, this process has {runtime.threads}; "
+            f"{run.last} was made with --threads {state['threads']}, this process has {runtime.threads}: "
             "sums would differ in their last bits",
             f"Add --threads {state['threads']}",
         )
-    if runtime.fabric.is_global_zero:
-        run.truncate_to(state["progress"]["step"] if state is not None else -1)
-    return state
-
-
-def run_stage(
-    method: Method,
-    groups: Sequence[dict[str, Any]],
-    dataset: TrainingDataset,
-    collate: Callable[[list[Any]], Any],
-    recipe: Recipe,
-    run: RunDir,
-    runtime: Runtime,
-    reporter: Reporter,
-    *,
-    state: Mapping[str, Any] | None = None,
-    evaluate: Callable[[int], Mapping[str, Any]] | None = None,
-) -> None:
-    """Train `method` with SGD (momentum 0.9) over parameter `groups`, from the start or from a checkpoint `state`.
-
-    Raises: UserError (unreadable images above 5 %, a loss that is not finite), Interrupted after saving.
-    Source: DenseCL and AlignDet both train with SGD, momentum 0.9.
-    """
-    fabric = runtime.fabric
-    share, left = divmod(recipe.batch_size, fabric.world_size * recipe.accumulate)
-    if left or not share:
-        raise UserError(
-            f"--batch-size {recipe.batch_size} can't be shared by {fabric.world_size} processes × "
-            f"{recipe.accumulate} micro-batches",
-            f"Use a multiple of {fabric.world_size * recipe.accumulate}",
-        )
-    optimizer = torch.optim.SGD(list(groups), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-    schedule = Schedule(recipe.lr, recipe.steps, recipe.warmup_steps, recipe.schedule)
-    plan = Plan(
-        total_steps=recipe.steps,
-        images_per_step=recipe.batch_size,
-        log_every=recipe.log_every,
-        save_every=recipe.save_every,
-        evaluate_every=recipe.evaluate_every,
-        accumulate=recipe.accumulate,
-        clip=recipe.clip,
-        max_seconds=60.0 * recipe.max_minutes,
-    )
-    quarantine = Quarantine(len(dataset))
-    if state is not None:
-        quarantine.restore(state["quarantine"])
-    start = state["progress"]["step"] if state is not None else 0
-    batches = training_batches(
-        dataset,
-        batch_size=share,
-        seed=recipe.seed,
-        start_step=start * recipe.accumulate,
-        total_steps=recipe.steps * recipe.accumulate,
-        workers=recipe.workers,
-        collate=collate,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-        quarantine=quarantine,
-    )
-    fit(
-        method,
-        batches,
-        optimizer,
-        schedule,
-        plan,
-        run,
-        fabric,
-        reporter,
-        resume_from=state,
-        evaluate=evaluate,
-        extra_state=lambda: {"quarantine": quarantine.reasons},
-    )
-    if quarantine.paths:
-        listed = ", ".join(str(path) for path in list(quarantine.paths)[:5])
-        reporter.line(f"{len(quarantine.paths)} unreadable images were replaced by others: {listed}")
+    runtime.fabric.barrier()  # nobody writes before all have read
+    run.truncate_to(-1 if state is None else state["progress"]["step"])
+    reporter = Reporter(run.log_file, quiet=not runtime.first)
+    return Stage(run, recipe, runtime, reporter, product, state=state)

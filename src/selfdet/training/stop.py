@@ -7,32 +7,34 @@ import threading
 import time
 from typing import Any
 
+TIME = -1  # in place of a signal's number: the time limit
+
 
 class Interrupted(Exception):
-    """The run was asked to stop (Ctrl-C, SIGTERM or `--max-time`) and has saved itself.
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved itself.
 
-    `reason` says by what, `step` counts the optimiser steps done, `signal` is the signal's number or 0.
+    `reason` says by what, `step` counts the optimiser steps done, `signal` is the signal's number.
     """
 
-    def __init__(self, reason: str, step: int, number: int = 0) -> None:
+    def __init__(self, reason: str, step: int, number: int) -> None:
         self.reason, self.step, self.signal = reason, step, number
         super().__init__(f"{reason} at step {step}")
 
 
 class Stop:
-    """Turns Ctrl-C, SIGTERM and a time limit into a reason to stop after the current step."""
+    """Turns Ctrl-C, SIGTERM and a limit of `max_seconds` (0: none) into a wish to stop after the current step."""
 
     def __init__(self, max_seconds: float) -> None:
         self.deadline = time.monotonic() + max_seconds if max_seconds else None
         self.signal = 0
+        self.old: dict[int, Any] = {}
 
     @property
-    def reason(self) -> str:
+    def asked(self) -> int:
+        """The number of the signal that came, `TIME` when the limit has passed, else 0."""
         if self.signal:
-            return f"stopped by {signal.Signals(self.signal).name}"
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            return "stopped by --max-time"
-        return ""
+            return self.signal
+        return TIME if self.deadline is not None and time.monotonic() >= self.deadline else 0
 
     def _remember(self, number: int, frame: Any) -> None:
         self.signal = number
@@ -40,7 +42,6 @@ class Stop:
         signal.signal(number, self.old[number])
 
     def __enter__(self) -> Stop:
-        self.old: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.old[number] = signal.signal(number, self._remember)

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from selfdet.data.images import Quarantine
 from selfdet.data.labels import load_labels
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import detection_table
-from selfdet.evaluation.inference import score
+from selfdet.evaluation.inference import score, unknown_classes
 from selfdet.interchange.starts import load_detector, match_categories
 from selfdet.training.log import Reporter
 from selfdet.training.rundir import write_text
@@ -44,20 +45,52 @@ def evaluate(
     Example:
         selfdet evaluate --init runs/ft --data labels/val.json --images photos/
     """
-    if out is not None and Path(out).exists():
-        raise UserError(f"--out {out} exists already", "Name a new file")
+    target = None if out is None else new_file(out)
+    check_batch_size(batch_size)
     labels = load_labels(data, images)
     detector, note = load_detector(init)
+    size = note["image_size"] if image_size is None else image_size
+    detector.backbone.check_image_size(size, any_shape=True)
     category_ids = match_categories(note["classes"], labels)
     runtime = start_runtime(devices=1, precision=precision, threads=threads)
-    detector = detector.to(runtime.fabric.device)
-    reporter = Reporter()
+    reporter, unreadable = Reporter(), Quarantine(len(labels))
     with reporter.counting(len(labels), "images") as seen:
-        size = image_size or note["image_size"]
         scores, results = score(
-            detector, labels, size, runtime.fabric, category_ids=category_ids, batch_size=batch_size, seen=seen
+            runtime.place(detector),
+            labels,
+            size,
+            runtime.fabric,
+            category_ids=category_ids,
+            batch_size=batch_size,
+            seen=seen,
+            quarantine=unreadable,
         )
+    for path in unreadable.paths:
+        reporter.line(f"unreadable, left out: {path}")
+    if unknown := unknown_classes(labels, category_ids):
+        reporter.line(f"not evaluated, as the detector does not know them: {', '.join(unknown)}")
     reporter.line(detection_table(scores, title=f"{init} on {data}"))
-    if out is not None:
-        write_text(Path(out), json.dumps(results))
+    if target is not None:
+        write_text(target, json.dumps(results))
     return scores
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises: UserError below 1."""
+    if batch_size < 1:
+        raise UserError(f"--batch-size is {batch_size}, expected 1 or more", "It changes speed only: leave it out")
+
+
+def new_file(out: str) -> Path:
+    """A path that can be written when the work is done: in a folder that exists, and nothing there yet.
+
+    Raises: UserError.
+    """
+    path = Path(out)
+    if path.exists():
+        raise UserError(f"--out {out} exists already", "Name a new file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}", "Name a file in another folder") from None
+    return path

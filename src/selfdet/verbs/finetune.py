@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from selfdet.data.images import Quarantine
 from selfdet.data.labelled import LabelledDataset, collate_samples
 from selfdet.data.labels import Labels, load_labels
 from selfdet.data.subset import Subset, coco_split_subset, fraction_subset
 from selfdet.detectors.optim import parameter_groups
 from selfdet.drawing.training import plot_training
 from selfdet.errors import UserError
-from selfdet.evaluation.inference import score
-from selfdet.interchange.starts import Start, build_detector, match_categories, resolve_start, save_detector
+from selfdet.evaluation.detection import percent
+from selfdet.evaluation.inference import score, unknown_classes
+from selfdet.interchange.starts import (
+    Start,
+    build_detector,
+    detector_note,
+    match_categories,
+    resolve_start,
+    save_detector,
+)
 from selfdet.methods.supervised import Supervised
 from selfdet.training import defaults
-from selfdet.training.log import Reporter
-from selfdet.training.rundir import RunDir
+from selfdet.training.defaults import ASKED, Default
+from selfdet.training.log import plural
+from selfdet.training.recipe import Recipe
+from selfdet.training.rundir import check_out_is_new
 from selfdet.training.runtime import start_runtime
-from selfdet.training.stage import Recipe, default_workers, run_stage, saved_state
+from selfdet.training.stage import Weights, default_workers, open_stage
+
+BATCH = 8
+FEW = 4  # images whose statistics are worse than those that a pre-trained backbone brings
 
 
 @dataclass
@@ -85,23 +101,25 @@ def finetune(
         data: labels, COCO JSON.
         out: run directory to make; refused when not empty, unless resuming.
         images: folder of the label file's images; beside the label file if not given.
-        val_data: labels to evaluate on during training; best.pt keeps the best of them.
-        detector: detector to train; the run's own, or fcos.
-        backbone: architecture, where the start does not say it.
+        val_data: labels to evaluate on during training; OUT/best.pt keeps the best, and may be named as --init; none
+            if not given.
+        detector: detector to train; the start's own, or else fcos, if not given.
+        backbone: architecture; the start's own, or else resnet50, if not given.
         fraction: share of the labelled images to train on, 0…1; smaller ones are contained in larger ones.
         fraction_scheme: nested, or coco-splits for the published COCO splits (where --seed is their fold).
-        epochs: passes over the chosen images; chosen from their number if not given.
-        steps: optimiser steps; overrides epochs.
-        batch_size: images an optimiser step, over all processes and micro-batches (8 if not given).
+        epochs: passes over the chosen images; 24 within 400…12,000 steps if not given.
+        steps: optimiser steps, overrides epochs; follows from epochs if not given.
+        batch_size: images an optimiser step, over all processes and micro-batches; 8 if not given, fewer where
+            there are fewer images.
         image_size: long side of the images, pixels; the data's own, at most 800, if not given.
         scale_jitter: smallest and largest share of image_size at which a training image is shown (0.8 1.0).
         lr: peak learning rate; 0.01 at batch 16, in proportion, if not given.
-        lr_scale: learning rate of single parts, as a multiple of lr.
+        lr_scale: learning rate of single parts, as a multiple of lr; 1 if not given.
         weight_decay: weight decay of SGD.
         warmup_steps: steps of linear warm-up; a tenth of the run, at most 500, if not given.
         batch_norm: of the backbone: trained, frozen, or synchronised over processes; auto chooses by the start.
-        fpn_channels: width of the feature pyramid (256).
-        head_convs: convolutions in each tower (4).
+        fpn_channels: width of the feature pyramid; the start's own, or else 256, if not given.
+        head_convs: convolutions in each tower; the start's own, or else 4, if not given.
         accumulate: micro-batches an optimiser step is computed in.
         clip: bound of the gradient norm; 0 for none.
         seed: of the fraction, new weights, views and order.
@@ -121,107 +139,117 @@ def finetune(
     Example:
         selfdet finetune --init runs/pre --data labels/train.json --images photos/ --fraction 0.1 --out runs/ft
     """
+    check_out_is_new(out, resume)
     labels = load_labels(data, images)
-    held_out = load_labels(val_data, images) if val_data is not None else None
+    held_out = None if val_data is None else load_labels(val_data, images)
+    category_ids = None if held_out is None else match_categories(labels.classes, held_out)
     subset = _choose(labels, fraction, fraction_scheme, seed)
     chosen = labels.subset(subset.image_ids)
     start = resolve_start(init)
     runtime = start_runtime(devices=devices, nodes=nodes, precision=precision, threads=threads)
+    device, world = runtime.fabric.device, runtime.fabric.world_size
     torch.manual_seed(seed)
 
-    batch = defaults.batch_size(len(chosen), 8 if batch_size is None else batch_size, runtime.fabric.device.type)
-    length = defaults.asked_steps(len(chosen), int(batch.value), epochs, steps) or defaults.finetune_steps(
-        len(chosen), int(batch.value)
-    )
-    rate = defaults.Default(lr, "asked") if lr else defaults.finetune_lr(int(batch.value))
-    size = defaults.Default(image_size, "asked") if image_size else defaults.detection_size(labels.records)
-    per_pass = int(batch.value) // (runtime.fabric.world_size * accumulate)
-    norm = _batch_norm(batch_norm, start, per_pass, runtime.fabric.world_size)
-    options = {"image_size": int(size.value), "batch_norm": norm[0]}
-    options |= {"fpn_channels": fpn_channels} if fpn_channels else {}
-    options |= {"head_convs": head_convs} if head_convs else {}
-    net, report = build_detector(start, len(labels.classes), detector, backbone, options)
-
+    batch = defaults.batch_size(len(chosen), batch_size, BATCH, world * accumulate)
+    images_per_step = int(batch.value)
+    length = defaults.asked_steps(len(chosen), images_per_step, epochs, steps)
+    length = length or defaults.finetune_steps(len(chosen), images_per_step)
+    total = int(length.value)
+    rate = defaults.finetune_lr(images_per_step) if lr is None else Default(lr, ASKED)
+    size = defaults.detection_size(labels.records) if image_size is None else Default(image_size, ASKED)
+    pixels = int(size.value)
+    scales = asdict(lr_scale or PartScales())
     recipe = Recipe(
-        steps=int(length.value),
-        batch_size=int(batch.value),
+        steps=total,
+        batch_size=images_per_step,
         lr=rate.value,
         weight_decay=weight_decay,
         schedule="step",
-        warmup_steps=min(500, int(length.value) // 10) if warmup_steps is None else warmup_steps,
+        warmup_steps=min(500, total // 10) if warmup_steps is None else warmup_steps,
         seed=seed,
-        workers=default_workers(runtime.fabric.device.type) if workers is None else workers,
+        workers=default_workers(device.type) if workers is None else workers,
         accumulate=accumulate,
         clip=clip,
         log_every=log_every,
         save_every=save_every,
-        evaluate_every=_evaluate_every(held_out, evaluate_every, int(length.value)),
-        max_minutes=max_time,
+        evaluate_every=_evaluate_every(held_out, evaluate_every, total),
+        max_time=max_time,
     )
-    described = net.config()
+    norm = _batch_norm(batch_norm, start, recipe.images_per_pass(world), world)
+    options: dict[str, Any] = {"image_size": pixels, "batch_norm": norm.value}
+    options |= {} if fpn_channels is None else {"fpn_channels": fpn_channels}
+    options |= {} if head_convs is None else {"head_convs": head_convs}
+    net, report = build_detector(start, len(labels.classes), detector, backbone, options)
+    groups = parameter_groups(net, scales, weight_decay)
+    dataset = LabelledDataset(chosen.records, image_size=pixels, seed=seed, scale_jitter=scale_jitter)
+
+    note = detector_note(net, labels, pixels)
     config = {
         "verb": "finetune",
         "init": init,
         "data": str(data),
+        "data_hash": _file_hash(labels.file),
         "images": images,
         "val_data": val_data,
+        "val_data_hash": None if held_out is None else _file_hash(held_out.file),
         "fraction": asdict(subset) | {"image_ids": len(subset.image_ids)},
-        "detector": described["detector"],
-        "backbone": described["backbone"],
-        "options": described["options"],
+        "detector": note["detector"],
+        "backbone": note["backbone"],
+        "options": note["options"],
         "classes": labels.classes,
         "scale_jitter": list(scale_jitter),
-        "lr_scale": asdict(lr_scale or PartScales()),
+        "lr_scale": scales,
         "precision": runtime.precision,
-        **{("max_time" if key == "max_minutes" else key): value for key, value in asdict(recipe).items()},
+        "processes": world,
+        **asdict(recipe),
     }
-    run = RunDir.open(out, config, resume=resume)
-    first = runtime.fabric.is_global_zero
-    reporter = Reporter(run.log_file, quiet=not first)
-    state = saved_state(run, runtime)
-    if state is not None and state["progress"]["step"] >= recipe.steps and run.detector.is_file():
-        Reporter(quiet=not first).line(f"{run.path} is finished ({recipe.steps} steps); nothing to do")
-        return _summary(run)
-
-    reporter.line(
-        f"{described['detector']} from {start.source}, {len(chosen)} of {len(labels)} images; {runtime.describe}"
-    )
+    stage = open_stage(out, config, recipe, runtime, "detector", resume=resume)
+    if stage.finished:
+        return stage.summary()
+    run, say = stage.run, stage.reporter.line
+    boxes = sum(len(record.boxes) for record in chosen.records)
+    say(f"{note['detector']} on {note['backbone']} from {start.source}; {runtime.describe}")
+    say(f"{len(chosen)} of {plural(len(labels), 'labelled image')}, with {plural(boxes, 'box', 'boxes')}")
     if report is not None:
-        reporter.line(report.table())
-    for name, default in (("batch size", batch), ("steps", length), ("learning rate", rate), ("image size", size)):
-        reporter.line(f"{name}: {default.value:g} ({default.reason})")
-    reporter.line(f"batch norm: {norm[0]} ({norm[1]})")
-    reporter.line(f"labels: {subset.scheme} {subset.fraction:g}, seed {subset.seed}, hash {subset.hash[:12]}")
-    if state is not None:
-        reporter.line(f"continuing at step {state['progress']['step']} of {recipe.steps}")
+        say(report.table())
+    for name, default in {"batch size": batch, "steps": length, "learning rate": rate, "image size": size}.items():
+        say(default.line(name))
+    say(f"batch norm: {norm.value} ({norm.reason})")
+    say(f"labels: {subset.scheme} {subset.fraction:g}, seed {subset.seed}, hash {subset.hash[:12]}")
+    for fault, count in labels.dropped.items():
+        say(f"left out of {data}: {plural(count, 'box', 'boxes')} ({fault.replace('_', ' ')})")
+    if held_out is not None and (unknown := unknown_classes(held_out, category_ids or [])):
+        say(f"not evaluated, as the training labels lack them: {', '.join(unknown)}")
+    if stage.start:
+        say(f"continuing after step {stage.start} of {recipe.steps}")
 
-    method = Supervised(net)
-    if runtime.fabric.device.type in ("cpu", "cuda"):
-        method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    dataset = LabelledDataset(chosen.records, image_size=int(size.value), seed=seed, scale_jitter=scale_jitter)
-    evaluate = None
-    if held_out is not None:
-        category_ids = match_categories(labels.classes, held_out)
-        held = held_out
+    net = runtime.place(net)
+    unreadable = Quarantine(0 if held_out is None else len(held_out))
 
-        def evaluate(step: int) -> Mapping[str, Any]:
-            scores, _ = score(net, held, int(size.value), runtime.fabric, category_ids=category_ids)
-            reporter.line(f"step {step}: AP {100 * (scores['AP'] or 0):.2f}  AP50 {100 * (scores['AP50'] or 0):.2f}")
-            return scores
+    def assess(step: int) -> Mapping[str, Any]:
+        assert held_out is not None
+        scores, _ = score(net, held_out, pixels, runtime.fabric, category_ids=category_ids, quarantine=unreadable)
+        say(f"step {step}: " + "  ".join(f"{key} {percent(scores[key])}" for key in ("AP", "AP50", "AP75")))
+        return scores
 
-    groups = parameter_groups(net, asdict(lr_scale or PartScales()), weight_decay)
-    run_stage(method, groups, dataset, collate_samples, recipe, run, runtime, reporter, state=state, evaluate=evaluate)
-    if first:
-        note = {
-            **described,
-            "classes": labels.classes,
-            "category_ids": labels.category_ids,
-            "image_size": int(size.value),
-        }
-        save_detector(run.detector, net, note)
+    done = stage.train(
+        Supervised(net),
+        groups,
+        dataset,
+        collate_samples,
+        Weights("detector.net.", note),
+        evaluate=None if held_out is None else assess,
+    )
+    for path in unreadable.paths:
+        say(f"unreadable, left out of the evaluation: {path}")
+    if done < recipe.steps:
+        return stage.unfinished(done)
+    if runtime.first:
         plot_training(run.read_metrics(), run.pictures)
-        reporter.line(f"detector: {run.detector}")
-    return _summary(run)
+        # Last of all: a run that has its weights is finished.
+        save_detector(run.detector, net, note)
+        say(f"detector: {run.detector}")
+    return stage.summary()
 
 
 def _choose(labels: Labels, fraction: float, scheme: str, seed: int) -> Subset:
@@ -231,27 +259,35 @@ def _choose(labels: Labels, fraction: float, scheme: str, seed: int) -> Subset:
     return fraction_subset(ids, fraction, seed)
 
 
-def _batch_norm(asked: str, start: Start, images: int, world: int) -> tuple[str, str]:
-    """The backbone's batch-norm policy and why: `images` share one normalisation, `world` processes train."""
+class Policy(NamedTuple):
+    """What batch norm does, and why."""
+
+    value: str
+    reason: str
+
+
+def _batch_norm(asked: str, start: Start, images: int, world: int) -> Policy:
+    """The backbone's batch-norm policy: `images` share one normalisation, `world` processes train."""
     if asked != "auto":
-        return asked, "asked"
+        return Policy(asked, ASKED)
     if start.kind == "library":
-        return "frozen", "weights of a library keep their statistics"
-    if images < 4 and start.kind != "scratch" and world == 1:
-        return "frozen", f"{images} images are too few for statistics"
-    return ("sync", f"over {world} processes") if world > 1 else ("train", f"{images} images a step")
+        return Policy("frozen", "weights of a library keep their statistics")
+    if world > 1:
+        return Policy("sync", f"over {world} processes")
+    if images < FEW and start.kind != "scratch":
+        return Policy("frozen", f"{plural(images, 'image')} at a time are too few for statistics of their own")
+    return Policy("train", f"statistics of {plural(images, 'image')} at a time")
 
 
 def _evaluate_every(held_out: Labels | None, asked: int | None, steps: int) -> int:
     if held_out is None:
-        if asked:
+        if asked is not None:
             raise UserError("--evaluate-every needs labels to evaluate on", "Add --val-data FILE")
         return 0
-    return asked or max(1, steps // 5)
+    if asked is not None and asked < 1:
+        raise UserError(f"--evaluate-every is {asked}, expected 1 or more", "Leave --val-data out for no evaluation")
+    return max(1, steps // 5) if asked is None else asked
 
 
-def _summary(run: RunDir) -> dict[str, Any]:
-    last: dict[str, Any] = {}
-    for row in run.read_metrics():
-        last |= row
-    return {"out": str(run.path), "detector": str(run.detector), **last}
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torchvision import tv_tensors
+
+from selfdet.data.coco import image_files, read_coco, require_unique_ids
 from selfdet.data.images import UnreadableImage, list_images, read_image
 from selfdet.data.labelled import resize_sample
 from selfdet.data.sample import Sample, plain_sample
@@ -16,9 +19,12 @@ from selfdet.errors import UserError
 from selfdet.evaluation.detection import to_coco_results
 from selfdet.evaluation.inference import detect
 from selfdet.interchange.starts import load_detector
-from selfdet.training.log import Reporter
-from selfdet.training.rundir import write_text
+from selfdet.training.log import Reporter, plural
+from selfdet.training.rundir import check_out_is_new, write_text
 from selfdet.training.runtime import start_runtime
+from selfdet.verbs.evaluate import check_batch_size
+
+SHARP = 640  # long side, pixels, below which text on a picture is hard to read
 
 
 def predict(
@@ -52,50 +58,67 @@ def predict(
         selfdet predict --init runs/ft --images photos/ --out predictions/
     """
     folder = Path(out)
-    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise UserError(f"--out {out} is not empty", "Name a new folder")
-    paths = list_images(images)
+    check_out_is_new(folder)
+    check_batch_size(batch_size)
+    listed = _numbered(images)
     detector, note = load_detector(init)
+    size = note["image_size"] if image_size is None else image_size
+    detector.backbone.check_image_size(size, any_shape=True)
     runtime = start_runtime(devices=1, precision=precision, threads=threads)
-    detector = detector.to(runtime.fabric.device)
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}", "Name another folder") from None
     reporter = Reporter()
-    size = image_size or note["image_size"]
+    originals: dict[int, tv_tensors.Image] = {}
     unreadable: list[str] = []
 
     def samples() -> Iterator[Sample]:
-        for number, path in enumerate(paths, start=1):
+        for number, path, told in listed:
             try:
-                sample = replace(plain_sample(read_image(path), str(path)), image_id=number)
+                image = read_image(path, told)
             except UnreadableImage:
                 unreadable.append(str(path))
                 continue
-            originals[number] = sample.image
-            yield resize_sample(sample, size)
+            originals[number] = image
+            yield resize_sample(replace(plain_sample(image, str(path)), image_id=number), size)
 
-    originals: dict[int, Any] = {}
     results: list[dict[str, Any]] = []
-    listed: list[dict[str, Any]] = []
-    with reporter.counting(len(paths), "images") as seen:
-        for sample, found in detect(detector, samples(), runtime.fabric, batch_size, seen):
+    entries: list[dict[str, Any]] = []
+    with reporter.counting(len(listed), "images") as seen:
+        for sample, found in detect(runtime.place(detector), samples(), runtime.fabric, batch_size, seen):
             image = originals.pop(sample.image_id)
             height, width = image.shape[-2:]
-            listed.append({"id": sample.image_id, "file_name": sample.path, "width": width, "height": height})
+            entries.append({"id": sample.image_id, "file_name": sample.path, "width": width, "height": height})
             results += to_coco_results(sample.image_id, found, note["category_ids"])
-            if len(listed) <= pictures:
-                shown = found["scores"] >= threshold
-                picture = draw_boxes(
-                    image,
-                    found["boxes"][shown],
-                    labels=found["labels"][shown],
-                    scores=found["scores"][shown],
-                    names=note["classes"],
-                )
+            if len(entries) <= pictures:
+                shown = {name: values[found["scores"] >= threshold] for name, values in found.items()}
+                # A small image is enlarged first, so that its tags can be read.
+                picture = draw_boxes(image, **shown, names=note["classes"], long_side=max(SHARP, height, width))
                 picture.save(folder / "pictures" / f"{sample.image_id:05d}_{Path(sample.path).stem}.jpg", quality=90)
     categories = [{"id": number, "name": name} for number, name in zip(note["category_ids"], note["classes"])]
     write_text(folder / "results.json", json.dumps(results))
-    write_text(folder / "images.json", json.dumps({"images": listed, "categories": categories}))
+    write_text(folder / "images.json", json.dumps({"images": entries, "categories": categories}))
     for path in unreadable[:5]:
         reporter.line(f"unreadable, left out: {path}")
-    reporter.line(f"{len(results)} detections in {len(listed)} images: {folder / 'results.json'}")
-    return {"out": out, "images": len(listed), "detections": len(results), "unreadable": unreadable}
+    if len(unreadable) > 5:
+        reporter.line(f"unreadable, left out: {len(unreadable)} images in all")
+    found_in = f"{plural(len(results), 'detection')} in {plural(len(entries), 'image')}"
+    reporter.line(f"{found_in}: {folder / 'results.json'}")
+    return {"out": out, "images": len(entries), "detections": len(results), "unreadable": unreadable}
+
+
+def _numbered(images: str) -> list[tuple[int, Path, tuple[int, int] | None]]:
+    """The images with their ids: those of a COCO JSON, so that its labels fit the results, or else 1, 2, 3, …
+
+    A JSON may also say the (width, height) that its labels go by.
+    """
+    paths = list_images(images)
+    file = Path(images).expanduser()
+    if file.suffix.lower() == ".json" and file.is_file():
+        coco = read_coco(file)
+        require_unique_ids(coco, "images", file)
+        sizes = [(entry.get("width"), entry.get("height")) for entry in coco["images"]]
+        ids, files = [entry["id"] for entry in coco["images"]], image_files(coco, file)
+        return [(number, path, size if all(size) else None) for number, path, size in zip(ids, files, sizes)]
+    return [(number, path, None) for number, path in enumerate(paths, start=1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,15 +14,19 @@ from selfdet.data.images import list_images
 from selfdet.data.views import TwoViews, ViewDataset, collate_views
 from selfdet.drawing.training import plot_training
 from selfdet.drawing.views import draw_view_pairs
-from selfdet.interchange.starts import load_backbone, save_backbone
+from selfdet.errors import UserError
+from selfdet.interchange.starts import backbone_note, load_backbone, save_backbone
 from selfdet.methods.densecl import DenseCL
 from selfdet.methods.moco import MoCo
 from selfdet.training import defaults
+from selfdet.training.defaults import ASKED, Default
 from selfdet.training.health import MatchProbe, words
-from selfdet.training.log import Reporter
-from selfdet.training.rundir import RunDir
+from selfdet.training.recipe import Recipe
+from selfdet.training.rundir import check_out_is_new
 from selfdet.training.runtime import start_runtime
-from selfdet.training.stage import Recipe, default_workers, run_stage, saved_state
+from selfdet.training.stage import Weights, default_workers, open_stage
+
+VIEW_SIZE = 224
 
 
 @dataclass
@@ -29,11 +34,11 @@ class StageSettings:
     """Settings of one stage alone; what is left out follows the flags without a stage's name.
 
     Args:
-        epochs: passes over the images.
-        steps: optimiser steps; overrides epochs.
-        batch_size: images a step, over all processes.
-        image_size: side of a view, pixels.
-        lr: peak learning rate.
+        epochs: passes over the images; as --epochs if not given.
+        steps: optimiser steps, overrides epochs; as --steps if not given.
+        batch_size: images a step, over all processes; as --batch-size if not given.
+        image_size: side of a view, pixels; as --image-size if not given.
+        lr: peak learning rate; as --lr if not given.
     """
 
     epochs: int | None = None
@@ -41,6 +46,14 @@ class StageSettings:
     batch_size: int | None = None
     image_size: int | None = None
     lr: float | None = None
+
+    def over(self, **shared: Any) -> StageSettings:
+        """These settings, with those of all stages where nothing is given; a length in the one replaces any in the
+        other."""
+        merged = {name: value if getattr(self, name) is None else getattr(self, name) for name, value in shared.items()}
+        if self.epochs is not None or self.steps is not None:
+            merged |= {"epochs": self.epochs, "steps": self.steps}
+        return StageSettings(**merged)
 
 
 def pretrain(
@@ -88,13 +101,15 @@ def pretrain(
         out: run directory to make; refused when not empty, unless resuming.
         method: densecl contrasts local features besides global ones; moco is MoCo v2, global only.
         backbone: torchvision ResNet or any timm model with feature maps.
-        backbone_weights: start of the backbone: `library` for the library's weights, or a file; random if not given.
+        backbone_weights: start of the backbone: `library` for the library's weights, a file, or a run (of a fine-tuned
+            one its backbone); random if not given.
         detector: the detector this run is meant for; finetune takes it from here.
         stages: what to run.
         epochs: passes over the images; chosen from their number if not given.
-        steps: optimiser steps; overrides epochs.
-        batch_size: images an optimiser step, over all processes and micro-batches.
-        image_size: side of a view, pixels (224 if not given).
+        steps: optimiser steps, overrides epochs; follows from epochs if not given.
+        batch_size: images an optimiser step, over all processes and micro-batches; 64 on a CPU and 256 on a GPU if not
+            given, lowered where there are fewer images.
+        image_size: side of a view, pixels; 224 if not given.
         lr: peak learning rate; chosen from the number of images and the batch if not given.
         backbone_stage: the same five settings for this stage alone.
         weight_decay: weight decay of SGD.
@@ -125,57 +140,60 @@ def pretrain(
     Example:
         selfdet pretrain --images photos/ --backbone resnet18 --image-size 160 --epochs 100 --out runs/pre
     """
-    asked = backbone_stage or StageSettings()
-    size = asked.image_size or image_size or 224
+    check_out_is_new(out, resume)
     paths = list_images(images)
     runtime = start_runtime(devices=devices, nodes=nodes, precision=precision, threads=threads)
+    device = runtime.fabric.device
     torch.manual_seed(seed)
-    net, transfer_report = load_backbone(backbone, backbone_weights)
-    net.check_image_size(size)
+    net, report = load_backbone(backbone, backbone_weights)
 
-    batch = defaults.batch_size(len(paths), asked.batch_size or batch_size, runtime.fabric.device.type)
-    queue = (
-        defaults.Default(queue_length, "asked") if queue_length else defaults.queue_length(len(paths), int(batch.value))
-    )
-    chosen_lr = asked.lr or lr
-    rate = (
-        defaults.Default(chosen_lr, "asked")
-        if chosen_lr
-        else defaults.contrastive_lr(len(paths), int(batch.value), backbone_weights is not None)
-    )
-    length = (
-        defaults.asked_steps(len(paths), int(batch.value), asked.epochs, asked.steps)
-        or defaults.asked_steps(len(paths), int(batch.value), epochs, steps)
-        or defaults.contrastive_steps(len(paths), int(batch.value))
-    )
+    shared = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "image_size": image_size, "lr": lr}
+    asked = (backbone_stage or StageSettings()).over(**shared)
+    shares = runtime.fabric.world_size * accumulate
+    batch = defaults.batch_size(len(paths), asked.batch_size, 64 if device.type == "cpu" else 256, shares)
+    images_per_step = int(batch.value)
+    length = defaults.asked_steps(len(paths), images_per_step, asked.epochs, asked.steps)
+    length = length or defaults.contrastive_steps(len(paths), images_per_step)
+    rate = defaults.contrastive_lr(len(paths), images_per_step, pretrained=backbone_weights is not None)
+    rate = rate if asked.lr is None else Default(asked.lr, ASKED)
+    queue = defaults.queue_length(len(paths)) if queue_length is None else Default(queue_length, ASKED)
+    size = VIEW_SIZE if asked.image_size is None else asked.image_size
+    net.check_image_size(size)
 
     recipe = Recipe(
         steps=int(length.value),
-        batch_size=int(batch.value),
+        batch_size=images_per_step,
         lr=rate.value,
         weight_decay=weight_decay,
         schedule="cosine",
         warmup_steps=0,
         seed=seed,
-        workers=default_workers(runtime.fabric.device.type) if workers is None else workers,
+        workers=default_workers(device.type) if workers is None else workers,
         accumulate=accumulate,
         clip=clip,
         log_every=log_every,
         save_every=save_every,
         evaluate_every=max(25, int(length.value) // 20),
-        max_minutes=max_time,
+        max_time=max_time,
     )
+    if recipe.images_per_pass(runtime.fabric.world_size) == 1 and size <= net.strides[-1]:
+        raise UserError(
+            f"one image of {size} px at a time leaves batch norm one value a channel",
+            "Use a larger --image-size, more images or a smaller --accumulate",
+        )
     options: dict[str, Any] = {"queue_length": int(queue.value), "momentum": momentum, "temperature": temperature}
     options |= {"key_batch_norm": key_batch_norm, "seed": seed}
     if method == "densecl":
         options |= {"dense_weight": dense_weight, "dense_warmup": dense_warmup, "matching": matching}
         options |= {"negatives": negatives, "grid": grid}
+    module = (DenseCL if method == "densecl" else MoCo)(net, **options)
+
     config = {
         "verb": "pretrain",
         "stages": list(stages),
         "images": str(images),
         "images_found": len(paths),
-        "images_hash": hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:16],
+        "images_hash": _names_hash(paths),
         "method": method,
         "method_options": options,
         "backbone": net.name,
@@ -183,57 +201,47 @@ def pretrain(
         "detector": detector,
         "image_size": size,
         "precision": runtime.precision,
-        **{("max_time" if key == "max_minutes" else key): value for key, value in asdict(recipe).items()},
+        "processes": runtime.fabric.world_size,
+        **asdict(recipe),
     }
-    run = RunDir.open(out, config, resume=resume)
-    reporter = Reporter(run.log_file, quiet=not runtime.fabric.is_global_zero)
-    state = saved_state(run, runtime)
-    if state is not None and state["progress"]["step"] >= recipe.steps and run.backbone.is_file():
-        reporter = Reporter(quiet=not runtime.fabric.is_global_zero)
-        reporter.line(f"{run.path} is finished ({recipe.steps} steps); nothing to do")
-        return _summary(run)
+    stage = open_stage(out, config, recipe, runtime, "backbone", resume=resume)
+    if stage.finished:
+        return stage.summary()
+    run, say = stage.run, stage.reporter.line
+    say(f"{method} on {len(paths)} images of {images}; {runtime.describe}")
+    if report is not None:
+        say(report.table())
+    for name, default in {"batch size": batch, "steps": length, "learning rate": rate, "queue length": queue}.items():
+        say(default.line(name))
+    if stage.start:
+        say(f"continuing after step {stage.start} of {recipe.steps}")
 
-    reporter.line(f"{method} on {len(paths)} images of {images}; {runtime.describe}")
-    if transfer_report is not None:
-        reporter.line(transfer_report.table())
-    for name, default in (("batch size", batch), ("steps", length), ("learning rate", rate), ("queue length", queue)):
-        reporter.line(f"{name}: {default.value:g} ({default.reason})")
-    if state is not None:
-        reporter.line(f"continuing at step {state['progress']['step']} of {recipe.steps}")
-
-    module = (DenseCL if method == "densecl" else MoCo)(net, **options)
-    views = TwoViews(size, seed)
-    dataset = ViewDataset(paths, views)
-    if runtime.fabric.device.type in ("cpu", "cuda"):
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    probe = MatchProbe(paths, size, seed, runtime.fabric.device)
-    if runtime.fabric.is_global_zero and state is None:
+    module = runtime.place(module)
+    dataset = ViewDataset(paths, TwoViews(size, seed))
+    probe = MatchProbe(paths, size, seed, device)
+    if runtime.first and not stage.start:
         draw_view_pairs(dataset, run.pictures / "first_views.jpg")
-    groups = [{"params": [p for p in module.parameters() if p.requires_grad]}]
-    run_stage(
+    about = {"method": method, "detector": detector, "steps": str(recipe.steps)}
+    done = stage.train(
         module,
-        groups,
+        [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}],
         dataset,
         collate_views,
-        recipe,
-        run,
-        runtime,
-        reporter,
-        state=state,
+        Weights("encoder.backbone.net.", backbone_note(net, about)),
         evaluate=lambda step: probe(module.encoder.backbone),
     )
-    if runtime.fabric.is_global_zero:
-        save_backbone(run.backbone, module.encoder.backbone, {"method": method, "steps": str(recipe.steps)})
-        plot_training(run.read_metrics(), run.pictures)
-        for sentence in words(run.read_metrics(), queue_length=int(queue.value)):
-            reporter.line(sentence)
-        reporter.line(f"backbone: {run.backbone}")
-    return _summary(run)
+    if done < recipe.steps:
+        return stage.unfinished(done)
+    if runtime.first:
+        rows = run.read_metrics()
+        plot_training(rows, run.pictures)
+        for sentence in words(rows, int(queue.value)):
+            say(sentence)
+        # Last of all: a run that has its weights is finished.
+        save_backbone(run.backbone, module.encoder.backbone, about)
+        say(f"backbone: {run.backbone}")
+    return stage.summary()
 
 
-def _summary(run: RunDir) -> dict[str, Any]:
-    rows = run.read_metrics()
-    last: dict[str, Any] = {}
-    for row in rows:
-        last |= row
-    return {"out": str(run.path), "backbone": str(run.backbone), **last}
+def _names_hash(paths: Sequence[Path]) -> str:
+    return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:16]

@@ -1,0 +1,63 @@
+"""Every number of a training stage, resolved and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from selfdet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a stage is trained: nothing here is a default any more. All counts are optimiser steps.
+
+    `batch_size` counts the images of one optimiser step over all processes and micro-batches, `accumulate` is the
+    number of micro-batches. `clip` bounds the gradient norm (0: off). `evaluate_every` 0 evaluates never;
+    `max_time` ends the run after so many minutes, saved (0: off).
+
+    Raises: UserError naming the flag of a value out of range.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    schedule: Literal["cosine", "step", "constant"]
+    warmup_steps: int
+    seed: int
+    workers: int
+    accumulate: int = 1
+    clip: float = 0.0
+    log_every: int = 10
+    save_every: int = 100
+    evaluate_every: int = 0
+    max_time: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+        _check("lr", self.lr, 0 < self.lr < float("inf"), "a number above 0")
+        for name in ("weight_decay", "warmup_steps", "workers", "clip", "evaluate_every"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        _check("max_time", self.max_time, self.max_time >= 0, "0 or more minutes")
+
+    def images_per_pass(self, processes: int) -> int:
+        """Images of one forward pass of one process.
+
+        Raises: UserError when the batch can't be shared evenly.
+        """
+        shares = processes * self.accumulate
+        images, left = divmod(self.batch_size, shares)
+        if left or not images:
+            raise UserError(
+                f"--batch-size {self.batch_size} can't be shared by {processes} processes × "
+                f"{self.accumulate} micro-batches",
+                f"Use a multiple of {shares}",
+            )
+        return images
+
+
+def _check(name: str, value: float, fits: bool, expected: str) -> None:
+    if not fits:
+        raise UserError(f"--{name.replace('_', '-')} is {value:g}, expected {expected}", "Correct the value")
