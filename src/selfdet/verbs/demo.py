@@ -86,8 +86,6 @@ def demo(
         image_size=scale.view,
         epochs=scale.epochs,
         batch_size=min(64, scale.labelled),
-        # A run of a few hundred steps ends before 0.999 has moved the key encoder from its random start.
-        momentum=0.99,
         **shared,
     )
     scores: dict[str, dict[str, Any]] = {}
