@@ -22,7 +22,7 @@ EXPERIMENT = "main-job"
 PRETRAIN = "--backbone resnet18 --image-size 128 --batch-size 64 --seed 0 --threads 1"
 FINETUNE = (
     "--detector fcos --backbone resnet18 --fraction 0.1 --steps 400 --batch-size 8 --image-size 256 "
-    "--fpn-channels 96 --head-convs 2 --batch-norm train --lr 0.01"
+    "--fpn-channels 96 --head-convs 2 --batch-norm train --lr 0.01 --threads 1"
 )
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/main-job"))
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     if options.table:
         print(tables())
@@ -159,7 +159,7 @@ def main() -> None:
                 {"cell": "match", "init": name, "seed": 1, "image_size": 224, "pairs": 256, **match_cell(photos, start)}
             )
 
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for name in ("scratch", "moco", "densecl"):
             if ("finetune", name, seed) in finished:
                 continue
