@@ -92,14 +92,14 @@ def _arrange(rng: np.random.Generator, size: int, classes: int, max_objects: int
             label = int(rng.integers(classes))
             radius = size / 2 * math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST)))
             x, y = rng.uniform(0.04, 0.96, 2) * size
-            if objects and rng.random() < 0.35:
+            if objects and rng.random() < 0.3:
                 # Beside an earlier one, near enough to overlap it.
                 other, angle = objects[int(rng.integers(len(objects)))], rng.uniform(0, 2 * math.pi)
                 gap = rng.uniform(0.5, 1.0) * (other.radius + radius)
                 x, y = other.x + gap * math.cos(angle), other.y + gap * math.sin(angle)
             objects.append(_thing(rng, label, KINDS[label].outline, KINDS[label].pattern, float(x), float(y), radius))
-    behind = [_clutter(rng, size, classes) for _ in range(int(rng.integers(3, 14)))]
-    for _ in range(int(rng.integers(0, 4))):
+    behind = [_clutter(rng, size, classes) for _ in range(int(rng.integers(2, 9)))]
+    for _ in range(int(rng.integers(0, 3))):
         objects.insert(int(rng.integers(len(objects) + 1)), _clutter(rng, size, classes))
     return behind + objects
 
@@ -108,10 +108,10 @@ def _clutter(rng: np.random.Generator, size: int, classes: int) -> _Thing:
     """Draw a thing of no class: a class's outline without a pattern, or any pattern on an outline of no class."""
     x, y = rng.uniform(0, size, 2)
     radius = size / 2 * math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST)))
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         return _thing(rng, -1, KINDS[int(rng.integers(classes))].outline, shapes.plain, x, y, radius)
     outline = shapes.bar if rng.random() < 0.4 else shapes.pebble(rng)
-    pattern = shapes.PATTERNS[int(rng.integers(len(shapes.PATTERNS)))] if rng.random() < 0.5 else shapes.plain
+    pattern = shapes.PATTERNS[int(rng.integers(len(shapes.PATTERNS)))] if rng.random() < 0.35 else shapes.plain
     return _thing(rng, -1, outline, pattern, x, y, radius)
 
 
@@ -141,9 +141,9 @@ def _thing(
 
 
 def _two_colours(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw two colours (2, 3) in 0…255 whose lightness differs by at least 70 grey levels."""
+    """Draw two colours (2, 3) in 0…255 whose lightness differs by at least 90 grey levels."""
     dark = rng.uniform(15, 120)
-    levels = np.array([dark, rng.uniform(dark + 70, 240)])
+    levels = np.array([dark, rng.uniform(dark + 90, 245)])
     tints = rng.uniform(-75, 75, (2, 3))
     tints -= tints.mean(axis=1, keepdims=True)
     colours = np.clip(levels[:, None] + tints, 5, 250)
