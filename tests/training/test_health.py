@@ -180,6 +180,8 @@ def test_words_give_the_figures_of_a_healthy_run_without_advice() -> None:
         ({"queue_filled": 0.25}, "Only 25% of the queue"),
         ({"feature_std": 0.01}, "collapsed"),
         ({"effective_rank": 1.2}, "collapsed"),
+        ({"effective_rank": 1.2, "pos_similarity": 0.62, "neg_similarity": 0.50}, "momentum nearer to 1"),
+        ({"effective_rank": 1.2, "pos_similarity": 0.92, "neg_similarity": 0.91}, "key batch norm"),
         ({"match_accuracy": 0.2}, "has not improved the matches"),
         ({"rank_limit": 1.0}, "cannot be told"),
     ],

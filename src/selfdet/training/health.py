@@ -22,6 +22,7 @@ from selfdet.models.backbones import Backbone
 PROBE_PAIRS = 32
 # Below these a representation counts as collapsed: an even spread has a standard deviation of 1 and a share of 1.
 COLLAPSED_STD = 0.1
+DRIFT = 0.05  # of similarity, between positives and queue
 COLLAPSED_RANK_SHARE = 0.1
 # A loss within this share of its chance value has told keys and queue apart in name only.
 AT_CHANCE = 0.97
@@ -178,7 +179,14 @@ def _spread_words(last: Mapping[str, Any]) -> Iterator[str]:
     sentence = (
         f"The embeddings' spread is {std:.2f} (1 = even, 0 = none), their effective rank {rank:.1f} of {limit:.0f}."
     )
-    if std < COLLAPSED_STD or rank < COLLAPSED_RANK_SHARE * limit:
+    collapsed = std < COLLAPSED_STD or rank < COLLAPSED_RANK_SHARE * limit
+    if collapsed and last.get("pos_similarity", 0.0) - last.get("neg_similarity", 0.0) > DRIFT:
+        # All images look alike and yet the positive stands out: what tells it from the queue can only be its age.
+        yield (
+            f"{sentence} They have collapsed, all images look alike; the loss fell because the keys drift and new ones "
+            "differ from old ones. Lower the learning rate or take a momentum nearer to 1."
+        )
+    elif collapsed:
         yield (
             f"{sentence} They have collapsed, all images look alike: lower the learning rate, train for longer, "
             "and keep the key batch norm split."
