@@ -76,6 +76,7 @@ def fit(
         method.load_state_dict(resume_from["method"])
         optimizer.load_state_dict(resume_from["optimizer"])
         progress = Progress(**resume_from["progress"])
+        restore_random_state(resume_from["random"])
     evaluate_every = recipe.evaluate_every if evaluate is not None else 0
     clock = Clock(recipe.steps, recipe.batch_size, progress.step, evaluate_every)
 
@@ -102,8 +103,6 @@ def fit(
         while progress.step < recipe.steps:
             with clock.waiting():
                 _, epoch, parts = next(stream)
-            if resume_from is not None and progress.step == clock.start:
-                restore_random_state(resume_from["random"])  # the loader has drawn a seed of its own by now
             rate = schedule(progress.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
