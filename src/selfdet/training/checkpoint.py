@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist", "Name a run that has saved a checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file that it refuses, torch warns first
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED:
         raise UserError(
             f"{path} is not a checkpoint of plain tensors, or is damaged", "Restore the file or start a new run"

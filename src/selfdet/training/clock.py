@@ -78,7 +78,7 @@ class Clock:
         return round(rate, 3), round(share, 4)
 
     def _evaluations_after(self, step: int) -> int:
-        if not self.evaluate_every:
+        if not self.evaluate_every or step >= self.total_steps:
             return 0
-        ends_between = self.total_steps % self.evaluate_every != 0
-        return self.total_steps // self.evaluate_every - step // self.evaluate_every + ends_between
+        # One falls on the end itself, whatever the interval.
+        return -(-self.total_steps // self.evaluate_every) - step // self.evaluate_every

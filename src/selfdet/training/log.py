@@ -42,7 +42,7 @@ class Reporter:
         self.log_file = log_file
         self.quiet = quiet
         # A log has no width: lines are broken only where a terminal shows them.
-        self.console = Console(file=sys.stderr, highlight=False, markup=False, soft_wrap=True)
+        self.console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     @property
     def shows_bars(self) -> bool:
@@ -135,10 +135,11 @@ class StepDisplay:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         # Nothing is left at the end; what follows it, such as the pictures, is not a matter of steps.
         ahead = f"  {duration(left)} left" if step < self.total else ""
-        text = f"step {step}/{self.total}  epoch {epoch + 1}  {shown}  {rate:.3g} images/s  data wait {wait:.0%}{ahead}"
+        speed = f"{rate:.3g} images/s" if rate < 1000 else f"{rate:,.0f} images/s"
+        text = f"step {step}/{self.total}  epoch {epoch + 1}  {shown}  {speed}  data wait {wait:.0%}{ahead}"
         if self.bar is None:
             self.reporter.line(text)
             return
         loss = f"loss {figures['loss']:.4g}  " if "loss" in figures else ""
-        self.bar.update(self.task, completed=step, description=f"{loss}{rate:.3g} images/s{ahead}")
+        self.bar.update(self.task, completed=step, description=f"{loss}{speed}{ahead}")
         self.reporter.record(text)
