@@ -246,3 +246,10 @@ def test_values_out_of_range_are_refused(options):
 def test_a_label_file_without_classes_is_refused():
     with pytest.raises(UserError, match="0 classes"):
         fcos(0, build_backbone("resnet18"))
+
+
+def test_every_cell_starts_with_a_box_whose_distances_the_gradient_reaches():
+    detector = small_fcos()
+    maps = list(detector.features(detector.prepare([sample(128, 128)])).values())
+    distances = fcos_outputs(detector.net, maps)["bbox_regression"]
+    assert (distances > 0).float().mean() > 0.99

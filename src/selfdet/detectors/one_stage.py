@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfdet.detectors._torchvision import (
     FCOS,
@@ -19,6 +19,11 @@ from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
 from selfdet.models.fpn import BackboneWithFPN
+
+# FCOS regresses distances through ReLU. From torchvision's start at 0 half of them are cut off, and boxes without area
+# are a saddle of the GIoU loss: with few steps some runs never leave it (loss exactly 1, all distances 0). Objects are
+# about this many anchor sides away from the borders of their boxes.
+FIRST_DISTANCE = 3.0
 
 
 class FCOSDetector(Detector):
@@ -133,6 +138,7 @@ def fcos(
         # a multiple of 64 keeps all levels but the coarsest exact, and 320 px as they are.
         size_divisible=body.strides[-2],
     )
+    nn.init.constant_(net.head.regression_head.bbox_reg.bias, FIRST_DISTANCE)
     detector = FCOSDetector(net, backbone, num_classes, options)
     apply_batch_norm(detector, batch_norm)
     return detector
