@@ -28,6 +28,10 @@ def test_steps_divide_by_ten_at_three_quarters_and_eleven_twelfths() -> None:
     assert {step: schedule(step) for step in told} == pytest.approx(told)
 
 
+def test_the_only_step_of_a_run_has_the_full_rate() -> None:
+    assert Schedule(1.0, 1, kind="step")(0) == 1.0
+
+
 def test_a_constant_rate_stays() -> None:
     schedule = Schedule(0.5, 10, warmup_steps=1, kind="constant")
     assert [schedule(step) for step in (0, 1, 9)] == [0.25, 0.5, 0.5]

@@ -22,6 +22,7 @@ from selfdet.training.transfer import TransferReport, TransferRow, transfer
 
 NOTE = "selfdet"  # the metadata key under which a weights file describes itself, as JSON
 BODY = "backbone.body."  # where a detector keeps its backbone
+WIDTHS = ("fpn_channels", "head_convs")  # options that decide the shape of a detector's weights
 REBUILDS = ("detector", "backbone", "options", "classes", "category_ids", "image_size")
 
 
@@ -152,10 +153,15 @@ def build_detector(
             if part != "backbone":
                 report.rows[part] = TransferRow(reinitialised=_elements(built.net, rules))
     if start.kind == "detector":
-        kept = {part for part, rules in built.parts().items() if not rules.reinit}
+        kept = [part for part, rules in built.parts().items() if not rules.reinit]
         try:
             report = transfer(built.net, start.state, built.parts(), expect=kept, source=start.source)
         except UserError as error:
+            other = [
+                f"--{key.replace('_', '-')}" for key in WIDTHS if key in options and options[key] != given.get(key)
+            ]
+            if other:
+                raise UserError(error.message, f"Leave out {' and '.join(other)}: the start has its own") from None
             raise _better_hint(error, start, name) from None
     return built, report
 

@@ -31,6 +31,6 @@ class Schedule:
             span = max(1, self.total_steps - self.warmup_steps)
             return self.base * 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / span)))
         if self.kind == "step":
-            passed = sum(step >= int(share * self.total_steps) for share in self.milestones)
+            passed = sum(step >= max(1, int(share * self.total_steps)) for share in self.milestones)
             return self.base * 0.1**passed
         return self.base

@@ -1,0 +1,50 @@
+"""One chart for each kind of figure that a run has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from selfdet.drawing import training
+from selfdet.drawing.training import plot_training
+
+
+def test_only_figures_that_are_there_are_drawn(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"step": 0, "AP": 0.0, "AP50": None},
+        {"step": 10, "loss": 2.0, "classification": 1.0, "lr": 0.1, "unknown": 3.0},
+        {"step": 20, "AP": 0.1, "AP50": 0.2},
+    ]
+    written = plot_training(rows, tmp_path / "pictures")
+    assert [path.name for path in written] == ["loss.png", "ap.png", "learning_rate.png"]
+    for path in written:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300
+
+
+def test_every_figure_that_health_speaks_of_has_its_curve(
+    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, dict[str, list[tuple[float, float]]]] = {}
+
+    def plot(series: Any, out: Path, **_: Any) -> None:
+        drawn[out.stem] = dict(series)
+
+    monkeypatch.setattr(training, "plot_curves", plot)
+    from selfdet.training.rundir import RunDir
+
+    plot_training(RunDir(pretrained).read_metrics(), tmp_path)
+    assert set(drawn) == {
+        *("loss", "similarity", "spread", "deviation"),
+        *("match_accuracy", "match_error", "learning_rate"),
+    }
+    assert set(drawn["loss"]) == {"total", "global", "dense", "chance, log(K + 1)"}
+    assert [step for step, _ in drawn["match_accuracy"]["this run"]] == [0, 5]
+    assert [step for step, _ in drawn["loss"]["total"]] == [2, 4, 5]
+
+
+def test_a_run_without_rows_has_no_charts(tmp_path: Path) -> None:
+    assert plot_training([], tmp_path / "pictures") == []
