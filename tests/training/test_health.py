@@ -16,7 +16,7 @@ from selfdet.data.geometry import true_matches
 from selfdet.data.views import TwoViews, ViewBatch, ViewDataset, collate_views
 from selfdet.methods.densecl import DenseCL
 from selfdet.models.backbones import Backbone
-from selfdet.training.health import MatchProbe, batch_statistics, match_accuracy, words
+from selfdet.training.health import Matches, MatchProbe, batch_statistics, match_accuracy, words
 
 
 class Colours(nn.Module):
@@ -49,7 +49,7 @@ def colours_backbone() -> Backbone:
 
 def test_features_that_tell_the_cells_apart_match_exactly_and_to_the_pixel() -> None:
     figures = match_accuracy(colours_backbone(), shifted_views(1))
-    assert figures == {"match_accuracy": 1.0, "match_noise": 0.0, "match_error_px": 0.0, "match_chance": 1 / 16}
+    assert figures == {"match_accuracy": 1.0, "match_error_px": 0.0, "match_chance": 1 / 16}
 
 
 def test_wrong_matches_are_measured_in_pixels_of_the_view() -> None:
@@ -197,22 +197,25 @@ def test_a_change_within_the_noise_of_the_pairs_is_not_called_better() -> None:
     assert "beyond the noise of ±6.0%" in text
 
 
-def test_the_noise_of_a_match_accuracy_is_the_standard_error_over_the_pairs() -> None:
-    batch = shifted_views(1)
-    batch.key_affine[0, 1, 2] = 8.0  # said to lie elsewhere: every match of this pair is wrong
-    figures = match_accuracy(colours_backbone(), batch)
-    cells = torch.tensor([9.0, 12.0, 12.0])  # of 16, those that the key view shows
-    hits = torch.tensor([0.0, 12.0, 12.0])
-    share = hits.sum() / cells.sum()
-    residuals = hits - share * cells
-    assert figures["match_accuracy"] == pytest.approx(float(share))
-    assert figures["match_noise"] == pytest.approx(float((residuals.square().sum() * 3 / 2).sqrt() / cells.sum()))
+def test_the_noise_of_a_change_is_its_standard_error_over_the_pairs() -> None:
+    cells = torch.tensor([9, 12, 0, 12])
+    before = Matches(torch.tensor([1, 2, 0, 3]), cells, torch.ones(33), 1 / 16)
+    after = Matches(torch.tensor([5, 2, 0, 9]), cells, torch.ones(33), 1 / 16)
+    change = 10 / 33
+    residuals = [4 - 9 * change, 0 - 12 * change, 6 - 12 * change]
+    expected = (sum(value**2 for value in residuals) * 3 / 2) ** 0.5 / 33
+    assert after.noise_since(before) == pytest.approx(expected)
+    assert after.noise_since(after) == 0.0
+    single = Matches(torch.tensor([5, 0]), torch.tensor([9, 0]), torch.ones(9), 1 / 16)
+    assert single.noise_since(single) == 1.0
 
 
-def test_one_pair_tells_nothing_of_its_noise() -> None:
-    batch = shifted_views(1)
-    single = ViewBatch(batch.query[:1], batch.key[:1], batch.query_affine[:1], batch.key_affine[:1], [""])
-    assert match_accuracy(colours_backbone(), single)["match_noise"] == 1.0
+def test_a_probe_compares_with_the_untrained_network(photos: list[Path]) -> None:
+    untrained, other = tiny_backbone(0), tiny_backbone(1)
+    probe = MatchProbe(photos, 32, seed=0, device="cpu", untrained=untrained)
+    assert probe(untrained)["match_noise"] == 0.0
+    assert 0 < probe(other)["match_noise"] < 1
+    assert "match_noise" not in MatchProbe(photos, 32, seed=0, device="cpu")(other)
 
 
 def test_words_of_a_run_without_figures_are_none() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +53,48 @@ def batch_statistics(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+@dataclass(frozen=True)
+class Matches:
+    """The dense matches of view pairs, as far as the query cells have a true partner.
+
+    `hits`, `cells` (B,) int64: right ones and all of a pair. `errors` (Σ cells,): px of the view from the true point to
+    the centre of the matched cell. `chance`: the share that blind guessing hits.
+    """
+
+    hits: Tensor
+    cells: Tensor
+    errors: Tensor
+    chance: float
+
+    def figures(self) -> dict[str, float]:
+        """`match_accuracy`, `match_error_px` (the median) and `match_chance`; empty when no pair overlaps."""
+        if not self.errors.numel():
+            return {}
+        return {
+            "match_accuracy": float(self.hits.sum().double() / self.cells.sum()),
+            "match_error_px": float(self.errors.median()),
+            "match_chance": self.chance,
+        }
+
+    def noise_since(self, before: Matches) -> float:
+        """The standard error of the change of the accuracy since `before`, on the same pairs.
+
+        Cells of a pair are right or wrong together, so it is the pairs that count; 1 where a single one tells nothing.
+        """
+        pairs = int((self.cells > 0).sum())
+        if pairs < 2:
+            return 1.0
+        gained, cells = (self.hits - before.hits).double(), self.cells.double()
+        excess = gained - gained.sum() / cells.sum() * cells
+        return float((excess.square().sum() * pairs / (pairs - 1)).sqrt() / cells.sum())
+
+
 @torch.no_grad()
-def match_accuracy(backbone: Backbone, batch: ViewBatch) -> dict[str, float]:
-    """How often the most similar cells of two views' last maps show the same point of the source image.
+def matches(backbone: Backbone, batch: ViewBatch) -> Matches:
+    """Match the cells of two views' last maps by their similarity and compare with the truth.
 
-    Args:
-        backbone: run in float32 with the batch's own batch-norm statistics (see `batch_statistics`), left as it was.
-        batch: view pairs (B, 3, S, S) with their affines.
-
-    Returns:
-        `match_accuracy`: share of the query cells with a true partner whose match is exactly the key cell that
-        contains it; `match_noise` its standard error, from how much the pairs differ. `match_error_px`: median
-        distance in view pixels from the true point to the centre of the matched cell; cells are a stride wide, so a
-        perfect matcher has about 0.4 strides. `match_chance`: the share of blind guessing, one over the number of
-        cells. Empty when no pair overlaps.
+    `backbone` runs in float32 with the batch's own batch-norm statistics (see `batch_statistics`) and is left as it
+    was; `batch` holds view pairs (B, 3, S, S) with their affines.
     """
     device = next(backbone.parameters()).device
     size = batch.query.shape[-1]
@@ -77,28 +106,24 @@ def match_accuracy(backbone: Backbone, batch: ViewBatch) -> dict[str, float]:
     grid = key.shape[-1]
     found = match_dense(query, key).cpu()
     true, valid, point = true_matches(batch.query_affine.cpu(), batch.key_affine.cpu(), size, grid)
-    if not bool(valid.any()):
-        return {}
     distance = (grid_centres(size, grid).float()[found] - point).norm(dim=2)
-    hits, cells = ((found == true) & valid).sum(1).double(), valid.sum(1).double()
-    accuracy = hits.sum() / cells.sum()
-    return {
-        "match_accuracy": float(accuracy),
-        "match_noise": _noise(hits - accuracy * cells, cells),
-        "match_error_px": float(distance[valid].median()),
-        "match_chance": 1.0 / (grid * grid),
-    }
+    return Matches(((found == true) & valid).sum(1), valid.sum(1), distance[valid], 1.0 / (grid * grid))
 
 
-def _noise(excess: Tensor, cells: Tensor) -> float:
-    """The standard error of a share over clusters: cells of one pair are right or wrong together, so pairs count.
+def match_accuracy(backbone: Backbone, batch: ViewBatch) -> dict[str, float]:
+    """How often the most similar cells of two views' last maps show the same point of the source image.
 
-    `excess`: (B,) hits of a pair above what the share would give it; `cells`: (B,). One pair tells nothing: then 1.
+    Args:
+        backbone: left as it was.
+        batch: view pairs (B, 3, S, S) with their affines.
+
+    Returns:
+        `match_accuracy`: share of the query cells with a true partner whose match is exactly the key cell that
+        contains it. `match_error_px`: median distance in view pixels from the true point to the centre of the matched
+        cell; cells are a stride wide, so a perfect matcher has about 0.4 strides. `match_chance`: the share of blind
+        guessing, one over the number of cells. Empty when no pair overlaps.
     """
-    pairs = int((cells > 0).sum())
-    if pairs < 2:
-        return 1.0
-    return float((excess.square().sum() * pairs / (pairs - 1)).sqrt() / cells.sum())
+    return matches(backbone, batch).figures()
 
 
 class MatchProbe:
@@ -109,10 +134,17 @@ class MatchProbe:
         size: side of a view, pixels.
         seed: of the choice and of the views, so that runs with one seed are measured on the same pairs.
         device: where the views are kept.
+        untrained: a backbone to compare with, measured at once.
     """
 
     def __init__(
-        self, paths: Sequence[str | Path], size: int, seed: int, device: torch.device | str, pairs: int = PROBE_PAIRS
+        self,
+        paths: Sequence[str | Path],
+        size: int,
+        seed: int,
+        device: torch.device | str,
+        pairs: int = PROBE_PAIRS,
+        untrained: Backbone | None = None,
     ) -> None:
         dataset = ViewDataset(paths, TwoViews(size, seed))
         order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -123,10 +155,20 @@ class MatchProbe:
             with contextlib.suppress(UnreadableImage):
                 chosen.append(dataset.load(index, 0))
         self.batch = collate_views(chosen).to(device) if chosen else None
+        self.before = matches(untrained, self.batch) if untrained is not None and self.batch is not None else None
 
     def __call__(self, backbone: Backbone) -> dict[str, float]:
-        """The figures of `match_accuracy`; empty when there is nothing to measure on."""
-        return {} if self.batch is None else match_accuracy(backbone, self.batch)
+        """The figures of `match_accuracy`; empty when there is nothing to measure on.
+
+        With an untrained backbone also `match_noise`: the standard error of the difference between the two.
+        """
+        if self.batch is None:
+            return {}
+        found = matches(backbone, self.batch)
+        figures = found.figures()
+        if figures and self.before is not None:
+            figures["match_noise"] = found.noise_since(self.before)
+        return figures
 
 
 def words(rows: Sequence[Mapping[str, Any]], queue_length: int) -> list[str]:
@@ -203,7 +245,7 @@ def _match_words(last: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[
         f"Dense matches hit exactly the true cell in {now:.1%} (median error {last['match_error_px']:.0f} px), "
         f"before training in {before:.1%} ({first['match_error_px']:.0f} px), guesses in {last['match_chance']:.1%}."
     )
-    margin = NOISES * math.hypot(last.get("match_noise", 0.0), first.get("match_noise", 0.0))
+    margin = NOISES * last.get("match_noise", 0.0)
     if first.get("step") == last.get("step"):
         yield sentence
     elif now - before > margin:

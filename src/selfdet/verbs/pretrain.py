@@ -218,7 +218,8 @@ def pretrain(
 
     module = runtime.place(module)
     dataset = ViewDataset(paths, TwoViews(size, seed))
-    probe = MatchProbe(paths, size, seed, device)
+    # Before a checkpoint is loaded: every run, resumed or not, is compared with its own beginning.
+    probe = MatchProbe(paths, size, seed, device, untrained=module.encoder.backbone)
     if runtime.first and not stage.start:
         draw_view_pairs(dataset, run.pictures / "first_views.jpg")
     about = {"method": method, "detector": detector, "steps": str(recipe.steps)}
