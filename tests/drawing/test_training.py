@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from selfdet.drawing import training
 from selfdet.drawing.training import plot_training
+from selfdet.training.rundir import RunDir
 
 
 def test_only_figures_that_are_there_are_drawn(tmp_path: Path) -> None:
@@ -29,19 +31,20 @@ def test_every_figure_that_health_speaks_of_has_its_curve(
     pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    levels: dict[str, float] = {}
 
-    def plot(series: Any, out: Path, **_: Any) -> None:
+    def plot(series: Any, out: Path, hlines: dict[str, float], **_: Any) -> None:
         drawn[out.stem] = dict(series)
+        levels.update(hlines)
 
     monkeypatch.setattr(training, "plot_curves", plot)
-    from selfdet.training.rundir import RunDir
-
     plot_training(RunDir(pretrained).read_metrics(), tmp_path)
     assert set(drawn) == {
         *("loss", "similarity", "spread", "deviation"),
         *("match_accuracy", "match_error", "learning_rate"),
     }
-    assert set(drawn["loss"]) == {"total", "global", "dense", "chance, log(K + 1)"}
+    assert set(drawn["loss"]) == {"total", "global", "dense"}
+    assert levels == {"chance, log(K + 1)": math.log(65), "guessing": 0.25, "at most": 4.0}
     assert [step for step, _ in drawn["match_accuracy"]["this run"]] == [0, 5]
     assert [step for step, _ in drawn["loss"]["total"]] == [2, 4, 5]
 

@@ -10,6 +10,9 @@ from selfdet.drawing.curves import plot_curves
 
 Rows = Sequence[Mapping[str, Any]]
 
+# Figures that others are held against: drawn as a level, not as a curve.
+LEVELS = frozenset({"loss_chance", "match_chance", "rank_limit"})
+
 # One picture a line: file, title, y label, and what each figure is called in it.
 PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     (
@@ -66,14 +69,15 @@ def plot_training(rows: Rows, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for file, title, label, names in PICTURES:
-        series = {shown: _points(rows, name) for name, shown in names.items()}
-        series = {shown: points for shown, points in series.items() if points}
+        found = {name: points for name in names if (points := _points(rows, name))}
+        series = {names[name]: points for name, points in found.items() if name not in LEVELS}
+        levels = {names[name]: points[-1][1] for name, points in found.items() if name in LEVELS}
         if series:
             path = folder / f"{file}.png"
-            plot_curves(series, path, title=title, x_label="optimiser step", y_label=label)
+            plot_curves(series, path, title=title, x_label="optimiser step", y_label=label, hlines=levels)
             written.append(path)
     return written
 
 
-def _points(rows: Rows, name: str) -> list[tuple[float, float | None]]:
+def _points(rows: Rows, name: str) -> list[tuple[float, Any]]:
     return [(row["step"], row[name]) for row in rows if name in row]
