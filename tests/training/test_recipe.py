@@ -38,7 +38,7 @@ def test_a_value_out_of_range_is_refused_by_its_flag(name: str, value: float, fl
 def test_a_batch_is_shared_evenly_by_processes_and_micro_batches() -> None:
     recipe = Recipe(**{**RECIPE, "batch_size": 24, "accumulate": 3})
     assert recipe.images_per_pass(2) == 4
-    with pytest.raises(UserError, match="--batch-size 24 can't be shared by 5 processes × 3") as refused:
+    with pytest.raises(UserError, match="--batch-size 24 can't be shared by 5 processes × 3 micro-batches") as refused:
         recipe.images_per_pass(5)
     assert refused.value.hint == "Use a multiple of 15"
     with pytest.raises(UserError, match="can't be shared"):

@@ -58,7 +58,7 @@ def finetune_settings(scenes: Path, **changes: Any) -> dict[str, Any]:
         ({"image_size": 16}, "--image-size 16: below the stride 32 of backbone test_resnet. Use at least 32"),
         ({"image_size": 0}, "--image-size 0: below the stride 32"),
         ({"batch_size": 0}, "--batch-size is 0, expected 1 or more"),
-        ({"accumulate": 3}, "--batch-size 4 can't be shared by 1 processes × 3 micro-batches. Use a multiple of 3"),
+        ({"accumulate": 3}, "--batch-size 4 can't be shared by 1 process × 3 micro-batches. Use a multiple of 3"),
         ({"accumulate": 0}, "--accumulate is 0, expected 1 or more"),
         ({"steps": 0}, "--steps 0 is not positive"),
         ({"lr": -1.0}, "--lr is -1, expected a number above 0"),

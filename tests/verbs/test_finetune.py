@@ -148,13 +148,13 @@ def test_a_fraction_is_the_nested_subset_named_in_the_log(scenes: Path, tmp_path
     subset = fraction_subset(ids, 0.4, 3)
     text = log(tmp_path / "run")
     assert "4 of 10 labelled images, with " in text
-    assert f"labels: nested 0.4, seed 3, hash {subset.hash[:12]}" in text
+    assert f" boxes (nested 0.4, seed 3, hash {subset.hash[:12]})" in text
     assert RunDir(tmp_path / "run").read_config()["fraction"]["hash"] == subset.hash
 
 
 def test_the_published_splits_are_another_scheme(scenes: Path, tmp_path: Path) -> None:
     tiny_finetune(scenes, tmp_path / "run", fraction=0.5, fraction_scheme="coco-splits", steps=1, batch_size=2)
-    assert "labels: coco-splits 0.5, seed 0" in log(tmp_path / "run")
+    assert "(coco-splits 0.5, seed 0, hash " in log(tmp_path / "run")
 
 
 def test_boxes_that_are_left_out_are_counted(scenes: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ LARGE = 500_000
 
 
 class Default(NamedTuple):
-    """A chosen value and why."""
+    """A chosen number and why."""
 
     value: float
     reason: str
@@ -25,6 +25,17 @@ class Default(NamedTuple):
     def line(self, name: str) -> str:
         """How it is printed."""
         return f"{name}: {self.value:g} ({self.reason})"
+
+
+class Policy(NamedTuple):
+    """A chosen way of doing something and why."""
+
+    value: str
+    reason: str
+
+    def line(self, name: str) -> str:
+        """How it is printed."""
+        return f"{name}: {self.value} ({self.reason})"
 
 
 def batch_size(images: int, asked: int | None, usual: int, shares: int = 1) -> Default:

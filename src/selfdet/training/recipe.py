@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfdet.errors import UserError
+from selfdet.training.log import plural
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Recipe:
         images, left = divmod(self.batch_size, shares)
         if left or not images:
             raise UserError(
-                f"--batch-size {self.batch_size} can't be shared by {processes} processes × "
-                f"{self.accumulate} micro-batches",
+                f"--batch-size {self.batch_size} can't be shared by {plural(processes, 'process', 'processes')} × "
+                f"{plural(self.accumulate, 'micro-batch', 'micro-batches')}",
                 f"Use a multiple of {shares}",
             )
         return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from selfdet.errors import UserError
 
@@ -115,9 +117,11 @@ def start_runtime(*, devices: int | str = "auto", nodes: int = 1, precision: str
     chosen = choose_precision(precision, accelerator)
     if threads:
         torch.set_num_threads(threads)
-    # Two queues are 67 MB: broadcasting buffers at every step would cost more than the losses do.
     several = count * nodes > 1
-    strategy = DDPStrategy(broadcast_buffers=False) if several else "auto"
+    # Two queues are 67 MB: broadcasting buffers at every step would cost more than the losses do.
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    unsynced = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    strategy = DDPStrategy(**unsynced) if several else "auto"  # type: ignore[arg-type]
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it would say, our first line says
     fabric = Fabric(
         accelerator=accelerator,

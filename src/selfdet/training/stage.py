@@ -15,6 +15,7 @@ from selfdet.data.loader import TrainingDataset, training_batches
 from selfdet.errors import UserError
 from selfdet.methods.base import Method
 from selfdet.training.checkpoint import load_checkpoint
+from selfdet.training.defaults import Default, Policy
 from selfdet.training.log import Reporter, plural
 from selfdet.training.loop import fit
 from selfdet.training.recipe import Recipe
@@ -22,6 +23,7 @@ from selfdet.training.rundir import RunDir
 from selfdet.training.runtime import Runtime
 from selfdet.training.schedule import Schedule
 from selfdet.training.stop import Interrupted
+from selfdet.training.transfer import TransferReport
 
 RESUME = "the same command with --resume continues it"
 
@@ -60,6 +62,17 @@ class Stage:
     def start(self) -> int:
         """Optimiser steps already done."""
         return 0 if self.state is None else int(self.state["progress"]["step"])
+
+    def introduce(self, *lines: str, report: TransferReport | None, choices: Mapping[str, Default | Policy]) -> None:
+        """Say what is about to be done: the verb's own lines, what was reused, and each choice with its reason."""
+        for line in lines:
+            self.reporter.line(line)
+        if report is not None:
+            self.reporter.line(report.table())
+        for name, choice in choices.items():
+            self.reporter.line(choice.line(name))
+        if self.start:
+            self.reporter.line(f"continuing after step {self.start} of {self.recipe.steps}")
 
     def summary(self) -> dict[str, Any]:
         """What the verb returns: the folder, the weights, and the last of each figure."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
+from lightning_fabric import Fabric
 
 from selfdet.data.images import Quarantine
 from selfdet.data.labelled import LabelledDataset, collate_samples
 from selfdet.data.labels import Labels, load_labels
 from selfdet.data.subset import Subset, coco_split_subset, fraction_subset
+from selfdet.detectors.base import Detector
 from selfdet.detectors.optim import parameter_groups
 from selfdet.drawing.training import plot_training
 from selfdet.errors import UserError
@@ -29,7 +31,7 @@ from selfdet.interchange.starts import (
 )
 from selfdet.methods.supervised import Supervised
 from selfdet.training import defaults
-from selfdet.training.defaults import ASKED, Default
+from selfdet.training.defaults import ASKED, Default, Policy
 from selfdet.training.log import plural
 from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import check_out_is_new
@@ -141,8 +143,7 @@ def finetune(
     """
     check_out_is_new(out, resume)
     labels = load_labels(data, images)
-    held_out = None if val_data is None else load_labels(val_data, images)
-    category_ids = None if held_out is None else match_categories(labels.classes, held_out)
+    held_out = None if val_data is None else HeldOut(load_labels(val_data, images), labels.classes)
     subset = _choose(labels, fraction, fraction_scheme, seed)
     chosen = labels.subset(subset.image_ids)
     start = resolve_start(init)
@@ -175,7 +176,7 @@ def finetune(
         evaluate_every=_evaluate_every(held_out, evaluate_every, total),
         max_time=max_time,
     )
-    norm = _batch_norm(batch_norm, start, recipe.images_per_pass(world), world)
+    norm = _batch_norm(batch_norm, start, recipe.images_per_pass(world), world, device.type)
     options: dict[str, Any] = {"image_size": pixels, "batch_norm": norm.value}
     options |= {} if fpn_channels is None else {"fpn_channels": fpn_channels}
     options |= {} if head_convs is None else {"head_convs": head_convs}
@@ -191,7 +192,7 @@ def finetune(
         "data_hash": _file_hash(labels.file),
         "images": images,
         "val_data": val_data,
-        "val_data_hash": None if held_out is None else _file_hash(held_out.file),
+        "val_data_hash": None if held_out is None else _file_hash(held_out.labels.file),
         "fraction": asdict(subset) | {"image_ids": len(subset.image_ids)},
         "detector": note["detector"],
         "backbone": note["backbone"],
@@ -206,30 +207,23 @@ def finetune(
     stage = open_stage(out, config, recipe, runtime, "detector", resume=resume)
     if stage.finished:
         return stage.summary()
-    run, say = stage.run, stage.reporter.line
     boxes = sum(len(record.boxes) for record in chosen.records)
-    say(f"{note['detector']} on {note['backbone']} from {start.source}; {runtime.describe}")
-    say(f"{len(chosen)} of {plural(len(labels), 'labelled image')}, with {plural(boxes, 'box', 'boxes')}")
-    if report is not None:
-        say(report.table())
-    for name, default in {"batch size": batch, "steps": length, "learning rate": rate, "image size": size}.items():
-        say(default.line(name))
-    say(f"batch norm: {norm.value} ({norm.reason})")
-    say(f"labels: {subset.scheme} {subset.fraction:g}, seed {subset.seed}, hash {subset.hash[:12]}")
-    for fault, count in labels.dropped.items():
-        say(f"left out of {data}: {plural(count, 'box', 'boxes')} ({fault.replace('_', ' ')})")
-    if held_out is not None and (unknown := unknown_classes(held_out, category_ids or [])):
-        say(f"not evaluated, as the training labels lack them: {', '.join(unknown)}")
-    if stage.start:
-        say(f"continuing after step {stage.start} of {recipe.steps}")
+    stage.introduce(
+        f"{note['detector']} on {note['backbone']} from {start.source}; {runtime.describe}",
+        f"{len(chosen)} of {plural(len(labels), 'labelled image')}, with {plural(boxes, 'box', 'boxes')} "
+        f"({subset.scheme} {subset.fraction:g}, seed {subset.seed}, hash {subset.hash[:12]})",
+        *_left_out(labels, held_out),
+        report=report,
+        choices={"batch size": batch, "steps": length, "learning rate": rate, "image size": size, "batch norm": norm},
+    )
 
     net = runtime.place(net)
-    unreadable = Quarantine(0 if held_out is None else len(held_out))
 
     def assess(step: int) -> Mapping[str, Any]:
         assert held_out is not None
-        scores, _ = score(net, held_out, pixels, runtime.fabric, category_ids=category_ids, quarantine=unreadable)
-        say(f"step {step}: " + "  ".join(f"{key} {percent(scores[key])}" for key in ("AP", "AP50", "AP75")))
+        scores = held_out.score(net, pixels, runtime.fabric)
+        shown = "  ".join(f"{key} {percent(scores[key])} %" for key in ("AP", "AP50", "AP75"))
+        stage.reporter.line(f"step {step}: {shown}")
         return scores
 
     done = stage.train(
@@ -240,16 +234,40 @@ def finetune(
         Weights("detector.net.", note),
         evaluate=None if held_out is None else assess,
     )
-    for path in unreadable.paths:
-        say(f"unreadable, left out of the evaluation: {path}")
+    for path in [] if held_out is None else held_out.unreadable.paths:
+        stage.reporter.line(f"unreadable, left out of the evaluation: {path}")
     if done < recipe.steps:
         return stage.unfinished(done)
     if runtime.first:
-        plot_training(run.read_metrics(), run.pictures)
+        plot_training(stage.run.read_metrics(), stage.run.pictures)
         # Last of all: a run that has its weights is finished.
-        save_detector(run.detector, net, note)
-        say(f"detector: {run.detector}")
+        save_detector(stage.run.detector, net, note)
+        stage.reporter.line(f"detector: {stage.run.detector}")
     return stage.summary()
+
+
+class HeldOut:
+    """The labels that a training run is evaluated on, and what could not be read of their images.
+
+    Raises: UserError when they lack one of the `classes` that are learned.
+    """
+
+    def __init__(self, labels: Labels, classes: Sequence[str]) -> None:
+        self.labels = labels
+        self.category_ids = match_categories(classes, labels)
+        self.unreadable = Quarantine(len(labels))
+
+    def score(self, net: Detector, image_size: int, fabric: Fabric) -> Mapping[str, Any]:
+        """COCO AP at a long side of `image_size` px."""
+        asked: dict[str, Any] = {"category_ids": self.category_ids, "quarantine": self.unreadable}
+        return score(net, self.labels, image_size, fabric, **asked)[0]
+
+
+def _left_out(labels: Labels, held_out: HeldOut | None) -> Iterator[str]:
+    for fault, count in labels.dropped.items():
+        yield f"left out of {labels.file}: {plural(count, 'box', 'boxes')} ({fault.replace('_', ' ')})"
+    if held_out is not None and (unknown := unknown_classes(held_out.labels, held_out.category_ids)):
+        yield f"not evaluated, as the training labels lack them: {', '.join(unknown)}"
 
 
 def _choose(labels: Labels, fraction: float, scheme: str, seed: int) -> Subset:
@@ -259,27 +277,23 @@ def _choose(labels: Labels, fraction: float, scheme: str, seed: int) -> Subset:
     return fraction_subset(ids, fraction, seed)
 
 
-class Policy(NamedTuple):
-    """What batch norm does, and why."""
-
-    value: str
-    reason: str
-
-
-def _batch_norm(asked: str, start: Start, images: int, world: int) -> Policy:
-    """The backbone's batch-norm policy: `images` share one normalisation, `world` processes train."""
+def _batch_norm(asked: str, start: Start, images: int, world: int, device_type: str) -> Policy:
+    """The backbone's batch-norm policy: `images` are in one pass of each of `world` processes."""
+    syncs = world > 1 and device_type == "cuda"
+    if asked == "sync" and world > 1 and not syncs:
+        raise UserError(f"--batch-norm sync is for GPUs, this is {device_type}", "Use train or frozen")
     if asked != "auto":
         return Policy(asked, ASKED)
     if start.kind == "library":
         return Policy("frozen", "weights of a library keep their statistics")
-    if world > 1:
+    if syncs:
         return Policy("sync", f"over {world} processes")
     if images < FEW and start.kind != "scratch":
         return Policy("frozen", f"{plural(images, 'image')} at a time are too few for statistics of their own")
     return Policy("train", f"statistics of {plural(images, 'image')} at a time")
 
 
-def _evaluate_every(held_out: Labels | None, asked: int | None, steps: int) -> int:
+def _evaluate_every(held_out: HeldOut | None, asked: int | None, steps: int) -> int:
     if held_out is None:
         if asked is not None:
             raise UserError("--evaluate-every needs labels to evaluate on", "Add --val-data FILE")

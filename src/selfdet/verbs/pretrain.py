@@ -21,6 +21,7 @@ from selfdet.methods.moco import MoCo
 from selfdet.training import defaults
 from selfdet.training.defaults import ASKED, Default
 from selfdet.training.health import MatchProbe, words
+from selfdet.training.log import plural
 from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import check_out_is_new
 from selfdet.training.runtime import start_runtime
@@ -207,21 +208,18 @@ def pretrain(
     stage = open_stage(out, config, recipe, runtime, "backbone", resume=resume)
     if stage.finished:
         return stage.summary()
-    run, say = stage.run, stage.reporter.line
-    say(f"{method} on {len(paths)} images of {images}; {runtime.describe}")
-    if report is not None:
-        say(report.table())
-    for name, default in {"batch size": batch, "steps": length, "learning rate": rate, "queue length": queue}.items():
-        say(default.line(name))
-    if stage.start:
-        say(f"continuing after step {stage.start} of {recipe.steps}")
+    stage.introduce(
+        f"{method} on {plural(len(paths), 'image')} of {images}; {runtime.describe}",
+        report=report,
+        choices={"batch size": batch, "steps": length, "learning rate": rate, "queue length": queue},
+    )
 
     module = runtime.place(module)
     dataset = ViewDataset(paths, TwoViews(size, seed))
     # Before a checkpoint is loaded: every run, resumed or not, is compared with its own beginning.
     probe = MatchProbe(paths, size, seed, device, untrained=module.encoder.backbone)
     if runtime.first and not stage.start:
-        draw_view_pairs(dataset, run.pictures / "first_views.jpg")
+        draw_view_pairs(dataset, stage.run.pictures / "first_views.jpg")
     about = {"method": method, "detector": detector, "steps": str(recipe.steps)}
     done = stage.train(
         module,
@@ -234,13 +232,13 @@ def pretrain(
     if done < recipe.steps:
         return stage.unfinished(done)
     if runtime.first:
-        rows = run.read_metrics()
+        rows, run = stage.run.read_metrics(), stage.run
         plot_training(rows, run.pictures)
         for sentence in words(rows, int(queue.value)):
-            say(sentence)
+            stage.reporter.line(sentence)
         # Last of all: a run that has its weights is finished.
         save_backbone(run.backbone, module.encoder.backbone, about)
-        say(f"backbone: {run.backbone}")
+        stage.reporter.line(f"backbone: {run.backbone}")
     return stage.summary()
 
 
