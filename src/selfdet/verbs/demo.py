@@ -23,13 +23,15 @@ STARTS = {"scratch": "random weights", "pretrained": "DenseCL backbone"}
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a demo is: scenes, their side (px), the views' side, passes of pre-training, fine-tuning steps."""
+    """How large a demo is: numbers of scenes, sides of scene and view (px), batch and passes of pre-training, share of
+    labels, steps of fine-tuning, channels of the pyramid."""
 
     unlabelled: int
     labelled: int
     held_out: int
     side: int
     view: int
+    batch: int
     epochs: int
     fraction: float
     steps: int
@@ -37,8 +39,8 @@ class Scale:
 
 
 SCALES = {
-    "standard": Scale(600, 400, 80, 160, 128, epochs=9, fraction=0.1, steps=200),
-    "tiny": Scale(16, 20, 6, 96, 64, epochs=1, fraction=0.4, steps=4, channels=64),
+    "standard": Scale(600, 400, 60, side=160, view=96, batch=32, epochs=11, fraction=0.1, steps=240),
+    "tiny": Scale(16, 20, 6, side=96, view=64, batch=8, epochs=1, fraction=0.4, steps=4, channels=64),
 }
 
 
@@ -85,7 +87,7 @@ def demo(
         backbone="resnet18",
         image_size=scale.view,
         epochs=scale.epochs,
-        batch_size=min(64, scale.labelled),
+        batch_size=scale.batch,
         **shared,
     )
     scores: dict[str, dict[str, Any]] = {}
@@ -99,7 +101,7 @@ def demo(
             backbone="resnet18",
             fraction=scale.fraction,
             steps=scale.steps,
-            evaluate_every=max(1, scale.steps // 4),
+            evaluate_every=max(1, scale.steps // 3),
             image_size=scale.side,
             fpn_channels=scale.channels,
             head_convs=2,
