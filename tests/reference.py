@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
@@ -45,3 +46,30 @@ def dense_info_nce(
         for cell, matched in enumerate(row):
             losses.append(info_nce(query[:, cell][None], key[:, int(matched)][None], negatives, temperature))
     return torch.stack(losses).mean()
+
+
+def instance_contrast(
+    online: Tensor,
+    teacher: Tensor,
+    online_ids: Tensor,
+    teacher_ids: Tensor,
+    temperature: float = 0.5,
+    fallback: str = "query",
+) -> Tensor:
+    """Mean over ids of the mean over their pairs of InfoNCE, one id at a time, with every pair's logits written out."""
+    z, k = functional.normalize(online, dim=1), functional.normalize(teacher, dim=1)
+    everything, ids = torch.cat([z, k]).detach(), torch.cat([online_ids, teacher_ids])
+    losses = []
+    for i in sorted(set(online_ids.tolist())):
+        queries, keys = z[online_ids == i], k[teacher_ids == i]
+        if i < 0 or (len(keys) == 0 and fallback == "skip"):
+            continue
+        if len(keys) == 0:
+            keys = queries
+        negatives = everything[ids != i]
+        # Every key gets a table of its own: itself first, then all negatives again. The authors' program does so too.
+        tables = torch.cat([keys[:, None], negatives.expand(len(keys), -1, -1)], 1)
+        # (keys, queries, 1 + negatives)
+        logits = queries @ tables.transpose(1, 2) / temperature
+        losses.append(-logits.log_softmax(2)[:, :, 0].mean())
+    return torch.stack(losses).mean() if losses else online.sum() * 0

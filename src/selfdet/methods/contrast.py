@@ -12,6 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from selfdet.methods.instance_contrast import instance_contrast
+
+__all__ = ["dense_info_nce", "info_nce", "instance_contrast", "match_dense"]
+
 # Queries × negatives whose logits live at one time. On a CPU 2 MiB of float32, which stays in the cache of a core;
 # elsewhere 64 MiB, so that launching kernels does not take longer than running them.
 CPU_TILE = (512, 1024)
