@@ -1,0 +1,85 @@
+"""Every command of the README and the tutorial runs as it is written, on generated scenes and at a tiny size."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from selfdet.cli import VERBS, main
+from selfdet.data.synthetic import make_scenes
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "docs/tutorial.md")
+# What makes a command small; it replaces the same flags in the text.
+SMALL = {
+    "pretrain": {"--steps": "2", "--image-size": "64", "--batch-size": "4", "--backbone": "resnet18"},
+    "finetune": {
+        "--steps": "2",
+        "--image-size": "64",
+        "--fraction": "0.5",
+        "--fpn-channels": "64",
+        "--head-convs": "1",
+    },
+    "demo": {"--size": "tiny"},
+}
+
+
+def commands(document: str) -> list[list[str]]:
+    """The words of every selfdet command in the document's bash blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def small(words: list[str]) -> list[str]:
+    """The command at a tiny size, without the program's name."""
+    program, verb, *rest = words
+    assert program == "selfdet"
+    flags = SMALL.get(verb, {})
+    kept, skip = [], False
+    for word, after in zip(rest, [*rest[1:], ""]):
+        if skip:
+            skip = False
+        elif word in flags or (word == "--epochs" and "--steps" in flags):
+            skip = not after.startswith("--")
+        else:
+            kept.append(word)
+    return [verb, *kept, *(word for pair in flags.items() for word in pair)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_run_as_written(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 6), ("val", 3)):
+        make_scenes(tmp_path, count=count, size=64, split=split)
+    (tmp_path / "labels").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.json").rename(tmp_path / "labels" / f"{split}.json")
+    (tmp_path / "images").rename(tmp_path / "photos")
+    found = commands(document)
+    assert found
+    for words in found:
+        assert main(small(words)) == 0, " ".join(words)
+
+
+def test_the_demo_of_the_makefile_runs_at_its_tiny_size(tmp_path: Path) -> None:
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "selfdet demo" in line)
+    out = tmp_path / "demo"
+    words = ["selfdet", *shlex.split(line.split("selfdet ", 1)[1])]
+    words[words.index("--out") + 1] = str(out)
+    assert main(small(words)) == 0
+    assert "AP" in (out / "report.html").read_text()
+
+
+def test_the_reference_names_every_verb() -> None:
+    text = (ROOT / "docs/reference.md").read_text()
+    assert all(f"`{verb}`" in text for verb in VERBS)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
