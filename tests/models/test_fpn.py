@@ -9,7 +9,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from selfdet.errors import UserError
 from selfdet.models.backbones import build_backbone
-from selfdet.models.fpn import BackboneWithFPN
+from selfdet.models.fpn import BackboneWithFPN, ExactP6P7
 
 
 @pytest.mark.parametrize("extra", ["p6p7", "pool"])
@@ -61,3 +61,18 @@ def test_a_backbone_of_a_single_stride_is_refused():
 def test_an_unknown_norm_is_refused():
     with pytest.raises(UserError, match="'ln'"):
         BackboneWithFPN(build_backbone("resnet18"), 32, norm="ln")
+
+
+def test_gradients_of_the_coarsest_levels_are_exact_in_bfloat16_when_their_maps_are_single_cells():
+    levels = ExactP6P7(8, 8)
+    map_ = torch.randn(2, 8, 1, 1)
+    gradients = []
+    for low in (True, False):
+        levels.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            maps, names = levels([map_], [map_], ["0"])
+        assert names == ["0", "p6", "p7"]
+        torch.stack([level.sum() for level in maps[1:]]).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in levels.parameters()])
+    for low_precision, exact in zip(*gradients):
+        torch.testing.assert_close(low_precision, exact)

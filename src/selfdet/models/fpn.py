@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -20,6 +21,21 @@ NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {
     "bn": nn.BatchNorm2d,
     "gn": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
 }
+
+
+class ExactP6P7(LastLevelP6P7):
+    """torchvision's two coarsest levels, in float32 under any autocast.
+
+    On CPUs a strided bfloat16 convolution of a 1 × 1 map leaves the gradient of the weights it does not use
+    uninitialised (seen with torch 2.14); images of 64 px and less end in such maps. The levels are small.
+    """
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Append the levels "p6" and "p7" to the pyramid's maps `p`, made from its coarsest one."""
+        exact = p[-1] if p[-1].dtype == torch.float64 else p[-1].float()
+        with torch.autocast(exact.device.type, enabled=False):
+            coarser, added = super().forward([exact], c, [])
+        return [*p, *coarser[1:]], [*names, *added]
 
 
 class BackboneWithFPN(nn.Module):
@@ -50,7 +66,7 @@ class BackboneWithFPN(nn.Module):
         self.fpn = FeaturePyramidNetwork(
             backbone.channels[-levels:],
             out_channels,
-            LastLevelP6P7(out_channels, out_channels) if extra == "p6p7" else LastLevelMaxPool(),
+            ExactP6P7(out_channels, out_channels) if extra == "p6p7" else LastLevelMaxPool(),
             NORMS[norm],
         )
         self.out_channels = out_channels
