@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -27,7 +28,15 @@ def test_a_signal_is_remembered_and_the_handlers_come_back() -> None:
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_second_ctrl_c_stops_at_once() -> None:
+@pytest.fixture
+def restored_interrupt() -> Iterator[None]:
+    """Python's own answer to Ctrl-C: a process started in the background ignores it from birth."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_stops_at_once(restored_interrupt: None) -> None:
     with Stop(0) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked == signal.SIGINT
