@@ -4,12 +4,23 @@ import inspect
 
 import pytest
 import torch
-from tests.detectors.scenes import sample, small_fcos
-from torchvision.models.detection import FCOS
+from tests.detectors.scenes import SMALL, sample, small_fcos, small_retinanet
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
 
-from selfdet.detectors._torchvision import ExactAnchorGenerator, FCOSHead, fcos_detections
+from selfdet.detectors._torchvision import (
+    ExactAnchorGenerator,
+    FCOSHead,
+    anchors_of,
+    assignment,
+    box_outputs,
+    class_logits,
+    decoded,
+    head_outputs,
+    net_detections,
+)
 
 SIZES, RATIOS = ((4,), (8,)), ((1.0,), (1.0,))
 
@@ -88,6 +99,71 @@ def test_distances_are_decoded_in_anchor_sides(distance):
         "bbox_ctrness": torch.full((1, sum(cells), 1), 9.0),
     }
     outputs["cls_logits"][0, 8 * 16 + 8] = 9.0  # finest level: row 8, column 8, so its centre is (64, 64)
-    found = fcos_detections(detector.net, tensor, [(128, 128)], levels, outputs)[0]
+    found = net_detections(detector.net, tensor, [(128, 128)], levels, outputs)[0]
     reach = distance * 4
     assert found["boxes"][0].tolist() == [64 - reach, 64 - reach, 64 + reach, 64 + reach]
+
+
+def test_losses_come_from_compute_loss_whose_head_is_told_the_assignment():
+    """What `assignment` and `box_losses` rest on."""
+    assert list(inspect.signature(RetinaNet.compute_loss).parameters) == ["self", "targets", "head_outputs", "anchors"]
+    for head in (FCOSHead, RetinaNetHead):
+        names = list(inspect.signature(head.compute_loss).parameters)
+        assert names == ["self", "targets", "head_outputs", "anchors", "matched_idxs"]
+
+
+@pytest.mark.parametrize("key", list(SMALL))
+def test_the_assignment_is_what_the_head_is_told_in_training(key, monkeypatch):
+    detector = SMALL[key]()
+    batch = detector.prepare([sample(128, 128, [[8, 8, 56, 56], [40, 50, 120, 110]], [0, 1]), sample(128, 128)])
+    told = []
+    original = type(detector.net.head).compute_loss
+
+    def listen(self, targets, head_outputs, anchors, matched_idxs):
+        told.extend(matched_idxs)
+        return original(self, targets, head_outputs, anchors, matched_idxs)
+
+    monkeypatch.setattr(type(detector.net.head), "compute_loss", listen)
+    detector.losses(batch)
+    levels = list(detector.features(batch).values())
+    anchors = anchors_of(detector.net, batch.tensor, batch.sizes, levels)
+    found = assignment(detector.net, anchors, levels, batch.targets)
+    assert found.equal(torch.stack(told))
+    assert found.max() == 1
+    assert (found[1] == -1).all()
+
+
+@pytest.mark.parametrize("key", list(SMALL))
+def test_the_heads_branches_can_be_run_apart(key):
+    net = SMALL[key]().net
+    levels = [torch.randn(2, 64, 8, 8), torch.randn(2, 64, 4, 4)]
+    expected = head_outputs(net, levels)
+    features = [net.head.classification_head.conv(level) for level in levels]
+    assert class_logits(net, features).equal(expected.pop("cls_logits"))
+    found = box_outputs(net, levels)
+    assert list(found) == list(expected)
+    assert all(found[name].equal(value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("key", list(SMALL))
+def test_boxes_are_decoded_as_in_detections(key):
+    net = SMALL[key]().net
+    anchors = torch.tensor([[8.0, 8, 24, 24], [0, 0, 32, 64]])
+    boxes = decoded(net, torch.full((2, 4), 0.5), anchors)
+    if key == "fcos":  # distances in anchor sides from the middle
+        expected = torch.tensor([[8.0, 8, 24, 24], [0, 0, 32, 64]])
+    else:  # the middle moves by half a side, the sides grow by √e
+        middle, half = torch.tensor([[24.0, 24], [32, 64]]), torch.tensor([[8.0, 8], [16, 32]]) * 1.6487213
+        expected = torch.cat([middle - half, middle + half], 1)
+    torch.testing.assert_close(boxes, expected)
+
+
+def test_retinanets_nine_anchors_of_a_cell_come_ratio_by_ratio():
+    net = small_retinanet().net
+    levels = [torch.zeros(1, 64, 2**power, 2**power) for power in (4, 3, 2, 1, 0)]
+    found = anchors_of(net, torch.zeros(1, 3, 128, 128), [(128, 128)], levels)[0]
+    assert len(found) == 9 * (256 + 64 + 16 + 4 + 1)
+    sides = (found[:9, 2:] - found[:9, :2]).tolist()
+    assert sides[:3] == [[22, 12], [28, 14], [36, 18]]  # half as high as wide
+    assert sides[3:6] == [[16, 16], [20, 20], [24, 24]]  # 25, its half rounded
+    assert found[9:18].equal(found[:9] + torch.tensor([8.0, 0, 8, 0]))

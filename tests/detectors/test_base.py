@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tests.detectors.scenes import sample, small_fcos
+from tests.detectors.scenes import SMALL, sample, small_fcos
 
 from selfdet.detectors.base import Part
 
@@ -99,3 +99,30 @@ def test_a_copy_is_whole_and_independent():
 @pytest.mark.parametrize(("name", "held"), [("head.conv.weight", True), ("ahead.conv.bias", False), ("x.head.", False)])
 def test_a_part_matches_from_the_start_of_a_name(name, held):
     assert Part([r"head\."]).holds(name) is held
+
+
+def test_a_batch_is_split_between_images():
+    batch = small_fcos().prepare([sample(60, 90, [[5, 6, 20, 30]], [2]), sample(100, 70), sample(20, 20)])
+    first, rest = batch.split(1)
+    assert torch.equal(torch.cat([first.tensor, rest.tensor]), batch.tensor)
+    assert (first.sizes, rest.sizes) == ([(60, 90)], [(100, 70), (20, 20)])
+    assert [len(part.targets) for part in (first, rest)] == [1, 2]
+
+
+def test_boxes_that_cover_nothing_of_their_image_are_no_targets():
+    boxes = [[5, 6, 20, 30], [9, 9, 9, 20], [70, 5, 80, 9], [-9, -9, -1, 50], [60, 60, 90, 90], [float("inf")] * 4]
+    (target,) = small_fcos().prepare([sample(64, 64, boxes, [0, 1, 2, 0, 1, 2])]).targets
+    assert target["ids"].tolist() == [0, 4]
+    assert target["labels"].tolist() == [0, 1]
+    assert target["boxes"].tolist() == [boxes[0], boxes[4]]
+
+
+@pytest.mark.parametrize("small", SMALL.values(), ids=SMALL)
+def test_features_are_the_necks_of_the_bodys_maps(small):
+    detector = small().eval()
+    batch = detector.prepare([sample(64, 64)])
+    with torch.no_grad():
+        expected = detector.net.backbone(batch.tensor)
+        found = detector.features(batch)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], level) for name, level in expected.items())

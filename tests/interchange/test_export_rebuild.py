@@ -13,7 +13,7 @@ from torchvision.models.detection import FCOS
 from selfdet.data.images import read_image
 from selfdet.data.labelled import resize_sample
 from selfdet.data.sample import boxes_xyxy, plain_sample
-from selfdet.detectors.one_stage import fcos
+from selfdet.detectors.fcos import fcos
 from selfdet.interchange import export_rebuild
 from selfdet.interchange.export_detector import describe, write_detector
 from selfdet.interchange.starts import load_detector

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,12 +23,39 @@ class Batch:
 
     `tensor`: (B, 3, H, W) float, normalised, zero-padded at the right and bottom. `sizes`: (h, w) px of each image
     inside it. `targets`: per image "boxes" (N, 4) float32 xyxy px of the image as given, "ids" (N,) int64 and, where
-    the samples are labelled, "labels" (N,) int64 in 0…K−1.
+    the samples are labelled, "labels" (N,) int64 in 0…K−1; boxes that cover nothing of their image are left out.
     """
 
     tensor: Tensor
     sizes: list[tuple[int, int]]
     targets: list[dict[str, Tensor]]
+
+    def split(self, count: int) -> tuple[Batch, Batch]:
+        """The first `count` images and the others, padded as they are."""
+        first, rest = slice(count), slice(count, None)
+        return (
+            Batch(self.tensor[first], self.sizes[first], self.targets[first]),
+            Batch(self.tensor[rest], self.sizes[rest], self.targets[rest]),
+        )
+
+
+@dataclass
+class Regions:
+    """The places of a batch's images that a box-domain objective compares.
+
+    `embeddings`: (R, D), not normalised. `ids`: (R,) int64, the id of the target that the detector's own training
+    would assign to the place, −1 for background. `boxes`: (R, 4) xyxy px, without gradient, what the detector predicts
+    at the place where losses were asked for, else where it stands (its anchor). `losses`: the detector's own named
+    losses, scalars. `weight`: of these regions among those of a detector that has several stages. `figures`: scalars
+    without gradient for the health of a run.
+    """
+
+    embeddings: Tensor
+    ids: Tensor
+    boxes: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    weight: float = 1.0
+    figures: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,8 +95,16 @@ class Detector(nn.Module, ABC):
         self.frozen_norms: set[str] = set()
 
     @abstractmethod
+    def body(self, tensor: Tensor) -> dict[str, Tensor]:
+        """The backbone's maps (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images that `neck` takes."""
+
+    @abstractmethod
+    def neck(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Maps (B, C, H/stride, W/stride) that the head sees, finest first, of the backbone's."""
+
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Maps (B, C, H/stride, W/stride) that the head sees, finest first."""
+        return self.neck(self.body(batch.tensor))
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -80,8 +115,33 @@ class Detector(nn.Module, ABC):
         """Per image "boxes" (N, 4) xyxy px of the image as given, "scores" (N,) falling, "labels" (N,) 0…K−1."""
 
     @abstractmethod
-    def parts(self) -> dict[str, Part]:
-        """The parts by name, from the images to the last layers; together they cover `.net.state_dict()` once."""
+    def projector(self, dim: int) -> nn.Module:
+        """A new head that gives places embeddings of size `dim`: what `regions` takes. It is no part of `.net`."""
+
+    @abstractmethod
+    def regions(
+        self,
+        maps: Mapping[str, Tensor],
+        batch: Batch,
+        projector: nn.Module,
+        generator: torch.Generator,
+        *,
+        losses: bool,
+        samples: int | None = None,
+    ) -> list[Regions]:
+        """Places of a batch with their embeddings and the ids of its targets, one `Regions` a stage of the detector.
+
+        `maps`: `features` of the batch. `projector`: made by `projector`. `generator`: on the CPU, draws which places
+        are taken where there are more than `samples` (as many as the method's authors took if None). `losses`: also
+        run and train the box branch. No labels are read.
+        """
+
+    @abstractmethod
+    def parts(self, keep_box_outputs: bool = False) -> dict[str, Part]:
+        """The parts by name, from the images to the last layers; together they cover `.net.state_dict()` once.
+
+        With `keep_box_outputs` the layers that give boxes, which don't depend on the classes, count to the head.
+        """
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -131,9 +191,15 @@ class Detector(nn.Module, ABC):
 
 
 def _target(sample: Sample, device: torch.device) -> dict[str, Tensor]:
-    target = {"boxes": sample.boxes.as_subclass(Tensor).float(), "ids": sample.ids}
+    boxes = sample.boxes.as_subclass(Tensor).float()
+    target = {"boxes": boxes, "ids": sample.ids}
     if sample.labels is not None:
         target["labels"] = sample.labels
+    # One that no anchor overlaps would have all of them as its best; NaN compares as not greater.
+    inside = clip_boxes_to_image(boxes, sample.size)
+    covering = (inside[:, 2:] > inside[:, :2]).all(1) & boxes.isfinite().all(1)
+    if not bool(covering.all()):
+        target = {name: value[covering] for name, value in target.items()}
     return {name: value.to(device, non_blocking=True) for name, value in target.items()}
 
 

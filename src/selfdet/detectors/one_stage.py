@@ -1,81 +1,143 @@
-"""Detectors that predict at every cell of a pyramid: FCOS."""
+"""What detectors share that predict at every cell of a pyramid: FCOS and RetinaNet."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
 from selfdet.detectors._torchvision import (
-    FCOS,
-    ExactAnchorGenerator,
-    FCOSHead,
-    fcos_detections,
-    fcos_losses,
-    fcos_outputs,
+    OneStageNet,
+    anchors_of,
+    assignment,
+    box_losses,
+    box_outputs,
+    class_logits,
+    decoded,
+    head_outputs,
+    net_detections,
+    net_losses,
 )
-from selfdet.detectors.base import Batch, Detector, Part
-from selfdet.detectors.batch_norm import apply_batch_norm
+from selfdet.detectors.base import Batch, Detector, Part, Regions
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
 from selfdet.models.fpn import BackboneWithFPN
 
-# FCOS regresses distances through ReLU. From torchvision's start at 0 half of them are cut off, and boxes without area
-# are a saddle of the GIoU loss: with few steps some runs never leave it (loss exactly 1, all distances 0). Objects are
-# about this many anchor sides away from the borders of their boxes.
-FIRST_DISTANCE = 3.0
+SAMPLES = 2048  # places that take part in the box-domain objective, as in AlignDet
 
 
-class FCOSDetector(Detector):
-    """torchvision's FCOS behind the `Detector` protocol; build it with `fcos`."""
+class OneStage(Detector):
+    """A one-stage network of torchvision's behind the `Detector` protocol."""
 
-    net: FCOS
+    net: OneStageNet
+    key: ClassVar[str]
+    samples_per_image: ClassVar[bool]  # whether so many places are taken of each image, or of a batch
 
-    def __init__(self, net: FCOS, backbone: Backbone, num_classes: int, options: dict[str, Any]) -> None:
+    def __init__(self, net: OneStageNet, backbone: Backbone, num_classes: int, options: dict[str, Any]) -> None:
         super().__init__(net, backbone, num_classes)
         self.options = options
         self.size_divisor = net.transform.size_divisible
 
-    def features(self, batch: Batch) -> dict[str, Tensor]:
+    def body(self, tensor: Tensor) -> dict[str, Tensor]:
+        """The three maps (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images that the pyramid stands on."""
+        return self.net.backbone.maps(self.net.backbone.body, tensor)
+
+    def neck(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pyramid maps (B, fpn_channels, H/stride, W/stride), finest first."""
-        return self.net.backbone(batch.tensor)
+        return self.net.backbone.fpn(dict(maps))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """torchvision's own "classification", "bbox_regression" and "bbox_ctrness" losses (scalars, float32)."""
+        """torchvision's own "classification", "bbox_regression" and, of FCOS, "bbox_ctrness" losses (scalars,
+        float32)."""
         maps = list(self.features(batch).values())
-        outputs = fcos_outputs(self.net, maps)
-        return fcos_losses(self.net, batch.tensor, batch.sizes, maps, outputs, batch.targets)
+        return net_losses(self.net, batch.tensor, batch.sizes, maps, head_outputs(self.net, maps), batch.targets)
 
     def detections(self, batch: Batch) -> list[dict[str, Tensor]]:
         """Per image "boxes" (N, 4) xyxy px of the image as given, "scores" (N,) falling, "labels" (N,) 0…K−1."""
         maps = list(self.features(batch).values())
-        outputs = fcos_outputs(self.net, maps)
-        return fcos_detections(self.net, batch.tensor, batch.sizes, maps, outputs)
+        return net_detections(self.net, batch.tensor, batch.sizes, maps, head_outputs(self.net, maps))
 
-    def parts(self) -> dict[str, Part]:
-        """The backbone, the pyramid, the two towers and the three output layers."""
-        return {
-            "backbone": Part([r"backbone\.body\."]),
-            "neck": Part([r"backbone\.fpn\."]),
-            "head": Part([r"head\.(classification|regression)_head\.conv\."]),
-            "last": Part(
-                [r"head\.classification_head\.cls_logits\.", r"head\.regression_head\.(bbox_reg|bbox_ctrness)\."],
-                reinit=True,
-            ),
-        }
+    def regions(
+        self,
+        maps: Mapping[str, Tensor],
+        batch: Batch,
+        projector: nn.Module,
+        generator: torch.Generator,
+        *,
+        losses: bool,
+        samples: int | None = None,
+    ) -> list[Regions]:
+        """Sampled anchors (RetinaNet) or points (FCOS), assigned as in training; one `Regions`.
 
-    def config(self) -> dict[str, Any]:
-        """Plain values: `DETECTORS[detector](num_classes, build_backbone(backbone), **options)` rebuilds it; the rest
-        is what a stock torchvision FCOS needs to know beside the weights."""
+        At most `samples` of each image (RetinaNet) or of the batch (FCOS): those of a box first, then background, which
+        is taken from inside the images only: padding looks the same everywhere. `losses`: the library's own box losses
+        ("bbox_regression", of FCOS on the sampled places alone and with "bbox_ctrness") and "objectness", the focal
+        loss of the classifier for box or background. It trains the classifier's layer alone, on features without
+        gradient, so that what is pre-trained can already rank its boxes.
+
+        Source: Li et al., AlignDet, arXiv 2307.11077; of the objectness: this project.
+        """
+        levels = list(maps.values())
+        anchors = anchors_of(self.net, batch.tensor, batch.sizes, levels)
+        matched = assignment(self.net, anchors, levels, batch.targets)
+        stood = torch.stack(anchors)
+        places = self._sample(matched, stood, batch.sizes, generator, SAMPLES if samples is None else samples)
+        stood = stood.flatten(0, 1)[places]
+        features = [self.net.head.classification_head.conv(level) for level in levels]
+        regions = Regions(projector(features, places), _ids(matched, batch.targets).flatten()[places], stood)
+        if losses:
+            outputs = box_outputs(self.net, levels)
+            regression = outputs["bbox_regression"].detach().flatten(0, 1)[places]
+            regions.boxes = decoded(self.net, regression, stood)
+            regions.losses = box_losses(self.net, outputs, batch.targets, anchors, self._trained(matched, places))
+            regions.losses["objectness"] = self._objectness(features, matched)
+            regions.figures = self._figures(regression[regions.ids >= 0])
+        return [regions]
+
+    def _sample(
+        self,
+        matched: Tensor,
+        anchors: Tensor,
+        sizes: list[tuple[int, int]],
+        generator: torch.Generator,
+        most: int,
+    ) -> Tensor:
+        """Positions (R,) of the taken places among the batch's B · N."""
+        centres = (anchors[..., :2] + anchors[..., 2:]) / 2
+        ends = centres.new_tensor([(width, height) for height, width in sizes])[:, None]
+        background = (matched == -1) & ((centres >= 0) & (centres < ends)).all(2)
+        if not self.samples_per_image:
+            return choose(matched.flatten() >= 0, background.flatten(), most, generator)
+        images = zip(range(0, matched.numel(), matched.shape[1]), matched >= 0, background)
+        return torch.cat([start + choose(objects, rest, most, generator) for start, objects, rest in images])
+
+    def _trained(self, matched: Tensor, places: Tensor) -> Tensor:
+        """The assignment (B, N) that the box losses see."""
+        return matched
+
+    def _objectness(self, features: list[Tensor], matched: Tensor) -> Tensor:
+        logits = class_logits(self.net, [level.detach() for level in features])
+        objects = matched >= 0
+        with torch.autocast(logits.device.type, enabled=False):
+            truth = objects[..., None].expand_as(logits).to(logits.dtype)
+            loss = sigmoid_focal_loss(logits, truth, reduction="none")
+            return (loss.sum(2) * (matched > -2)).sum() / objects.sum().clamp(min=1)
+
+    def _figures(self, regression: Tensor) -> dict[str, Tensor]:
+        """Of the box outputs (R, 4) of the taken places that have a target."""
+        return {}
+
+    def _common_config(self) -> dict[str, Any]:
         transform = self.net.transform
         return {
-            "detector": "fcos",
+            "detector": self.key,
             "num_classes": self.num_classes,
             "backbone": self.backbone.name,
             "options": dict(self.options),
             "strides": list(self.net.backbone.strides),
-            "anchor_sizes": [size for (size,) in self.net.anchor_generator.sizes],
-            "center_sampling_radius": self.net.center_sampling_radius,
             "nms_threshold": self.net.nms_thresh,
             "mean": list(transform.image_mean),
             "std": list(transform.image_std),
@@ -83,27 +145,44 @@ class FCOSDetector(Detector):
         }
 
 
-def fcos(
-    num_classes: int,
-    backbone: Backbone,
-    *,
-    fpn_channels: int = 256,
-    head_convs: int = 4,
-    batch_norm: str = "train",
-    neck_norm: str | None = None,
-    image_size: int = 640,
-    score_threshold: float = 0.01,
-    detections: int = 100,
-) -> FCOSDetector:
-    """FCOS with centre sampling on a pyramid of strides 8 to 128 over `backbone`, its weights untouched.
+def _ids(matched: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+    """The id of each place's target, (B, N) int64; what is no target stays below 0."""
+    rows = []
+    for row, target in zip(matched, targets):
+        rows.append(torch.where(row < 0, row, target["ids"][row.clamp(min=0)]) if len(target["ids"]) else row)
+    return torch.stack(rows)
 
-    `batch_norm` rules the backbone's (`apply_batch_norm`): "train", "frozen" or "sync". `neck_norm` (None, "bn",
-    "gn") goes into the pyramid. `image_size` is the long side (px) that images will have: it sets `anchor_sizes`;
-    the radius of centre sampling stays 1.5 strides. `score_threshold` and `detections` bound an image's result.
 
-    Raises: UserError for values out of range.
-    Source: Tian et al. 2019, FCOS; torchvision.models.detection.FCOS, whose classifier starts at probability 0.01.
+def choose(objects: Tensor, background: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Positions of at most `most` places, (R,) int64: those of `objects` (N,) bool first, then of `background` (N,).
+
+    Where a kind has more than there is room for, `generator` (on the CPU) draws them without replacement.
     """
+    chosen = []
+    for kind in (objects, background):
+        places = kind.nonzero().squeeze(1)
+        if len(places) > most:
+            drawn = torch.randperm(len(places), generator=generator)[:most]
+            places = places[drawn.to(places.device)]
+        most -= len(places)
+        chosen.append(places)
+    return torch.cat(chosen)
+
+
+def one_stage_parts(outputs: str, keep_box_outputs: bool) -> dict[str, Part]:
+    """The backbone, the pyramid, the two towers and the layers behind them; `outputs` matches those that give boxes."""
+    towers, classifier = r"head\.(classification|regression)_head\.conv\.", r"head\.classification_head\.cls_logits\."
+    boxes = rf"head\.regression_head\.{outputs}\."
+    return {
+        "backbone": Part([r"backbone\.body\."]),
+        "neck": Part([r"backbone\.fpn\."]),
+        "head": Part([towers, boxes] if keep_box_outputs else [towers]),
+        "last": Part([classifier] if keep_box_outputs else [classifier, boxes], reinit=True),
+    }
+
+
+def check_options(num_classes: int, backbone: Backbone, fpn_channels: int, head_convs: int, image_size: int) -> None:
+    """Refuse what no one-stage detector can be built with. Raises: UserError."""
     if num_classes < 1:
         raise UserError(f"{num_classes} classes: a detector needs at least one", "check the label file's categories")
     if fpn_channels < 64 or fpn_channels % 32:  # 32 groups a norm; groups of one cannot normalise a single cell
@@ -111,50 +190,30 @@ def fcos(
     if head_convs < 1:
         raise UserError(f"head_convs {head_convs}: expected at least 1", "the usual number is 4")
     backbone.check_image_size(image_size, any_shape=True)
-    options = {
-        "fpn_channels": fpn_channels,
-        "head_convs": head_convs,
-        "batch_norm": batch_norm,
-        "neck_norm": neck_norm,
-        "image_size": image_size,
-        "score_threshold": score_threshold,
-        "detections": detections,
-    }
-    body = BackboneWithFPN(backbone, fpn_channels, neck_norm, extra="p6p7")
-    sizes = anchor_sizes(image_size, body.strides)
-    net = FCOS(
-        body,
-        num_classes,
-        min_size=image_size,
-        max_size=image_size,
-        image_mean=list(backbone.mean),
-        image_std=list(backbone.std),
-        anchor_generator=ExactAnchorGenerator(tuple((size,) for size in sizes), ((1.0,),) * len(sizes)),
-        head=FCOSHead(fpn_channels, 1, num_classes, num_convs=head_convs),
-        center_sampling_radius=1.5 * body.strides[0] / sizes[0],
-        score_thresh=score_threshold,
-        detections_per_img=detections,
+
+
+def shared_settings(
+    backbone: Backbone, body: BackboneWithFPN, image_size: int, score_threshold: float, detections: int
+) -> dict[str, Any]:
+    """What both of torchvision's networks are told of images and results."""
+    return {
+        "min_size": image_size,
+        "max_size": image_size,
+        "image_mean": list(backbone.mean),
+        "image_std": list(backbone.std),
+        "score_thresh": score_threshold,
+        "detections_per_img": detections,
         # torchvision spaces a level's anchors by padded size // cells, which is the stride only where that divides:
         # a multiple of 64 keeps all levels but the coarsest exact, and 320 px as they are.
-        size_divisible=body.strides[-2],
-    )
-    nn.init.constant_(net.head.regression_head.bbox_reg.bias, FIRST_DISTANCE)
-    detector = FCOSDetector(net, backbone, num_classes, options)
-    apply_batch_norm(detector, batch_norm)
-    return detector
+        "size_divisible": body.strides[-2],
+    }
 
 
-def anchor_sizes(image_size: int, strides: list[int]) -> list[int]:
-    """FCOS's anchor side (px) of each level, for images with a long side of `image_size` px.
+def level_sides(image_size: int, strides: list[int]) -> list[int]:
+    """A side (px) of each level, even and in proportion to its stride, that suits images of `image_size` px.
 
-    torchvision derives everything scale-like from it: a level takes the boxes whose farthest side lies between 4 and
-    8 anchor sides from the cell, and distances are regressed in anchor sides. Sides equal to the strides suit its
-    usual 800 to 1333 px; at 320 px they leave the two coarsest levels empty and put three boxes in four on the
-    finest. Scaling in proportion asks coarse grids to separate objects they have no cell for. We take the geometric
-    mean of both, √(image_size / 1024) strides, as even whole pixels (the generator rounds half sides) between half a
-    stride and a stride: 4, 8, 16, 32, 64 px up to 400 px, the strides themselves from 784 px on. On COCO photographs
-    at 320 px this uses four levels and leaves hardly more boxes without a cell than the strides do (11 % against 10 %;
-    19 % with a quarter stride).
+    It is √(image_size / 1024) strides, at least half a stride and at most a stride: 4, 8, 16, 32, 64 px up to 400 px,
+    the strides themselves from 784 px on. FCOS and RetinaNet say why.
     """
     finest = strides[0]
     side = min(finest, max(finest // 2, 2 * round(finest * (image_size / 1024) ** 0.5 / 2)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from selfdet.detectors.base import Detector
-from selfdet.detectors.one_stage import fcos
+from selfdet.detectors.fcos import fcos
+from selfdet.detectors.retinanet import retinanet
 
-DETECTORS: dict[str, Callable[..., Detector]] = {"fcos": fcos}
+DETECTORS: dict[str, Callable[..., Detector]] = {"fcos": fcos, "retinanet": retinanet}
