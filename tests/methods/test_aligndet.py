@@ -244,6 +244,19 @@ def test_the_projector_is_no_part_of_the_detector_and_leaves_the_random_state_al
     assert method.projector.last.out_features == (256 if key == "fcos" else 9 * 256)
 
 
+def test_losses_are_float32_and_nearly_the_same_under_bfloat16_autocast(key: str) -> None:
+    method, batch = build(key, samples=None), view_batch(BOXES, BOXES[:1])
+    exact = method(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method(batch)
+    losses["loss"].backward()
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, exact[name], atol=0.05, rtol=0.05)
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
+
+
 def test_training_lowers_the_losses_and_boxes_come_to_fit(key: str) -> None:
     method, batch = build(key, samples=None), view_batch(BOXES, [[20, 30, 110, 100]])
     first = method(batch)
