@@ -43,7 +43,8 @@ def test_a_detector_that_knows_the_truth_scores_1(scenes: Path, detector: Detect
     class Oracle(Detector):
         """Finds what is labelled, in original pixels."""
 
-        features = losses = detections = parts = config = None  # type: ignore[assignment]
+        body = neck = features = losses = detections = None  # type: ignore[assignment]
+        projector = regions = parts = config = None  # type: ignore[assignment]
 
         def predict(self, samples):  # type: ignore[no-untyped-def]
             scale = [sample.original_size[0] / sample.size[0] for sample in samples]

@@ -46,6 +46,10 @@ def export(*, init: str, to: Literal["torchvision", "timm"], out: str) -> dict[s
     reporter = Reporter()
     if start.kind == "detector":
         detector, note = load_detector(init)
+        if note["detector"] != "fcos" and to == "torchvision":
+            raise UserError(
+                f"--init {init} is a {note['detector']}; export to torchvision writes fcos only", "Use it with selfdet"
+            )
         if to == "torchvision":
             with _whole_folder(target) as folder:
                 export_detector.write_detector(folder, detector, note)
