@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selfdet.data.images import Quarantine, UnreadableImage, list_images, read_image
+from selfdet.data.images import Quarantine, UnreadableImage, list_images, read_image, read_size
 from selfdet.errors import UserError
 
 ORIENTATION = 0x0112
@@ -128,6 +128,7 @@ class TestReading:
             orientation - 1
         ]
         np.testing.assert_array_equal(read_image(tmp_path / "a.png")[0].numpy(), upright)
+        assert read_size(tmp_path / "a.png") == upright.shape[::-1]
 
     def test_labels_drawn_on_the_stored_picture_keep_it_unturned(self, tmp_path: Path) -> None:
         exif = Image.Exif()
@@ -136,10 +137,14 @@ class TestReading:
         assert read_image(tmp_path / "a.jpg").shape == (3, 6, 4)
         assert read_image(tmp_path / "a.jpg", size=(4, 6)).shape == (3, 6, 4)
         assert read_image(tmp_path / "a.jpg", size=(6, 4)).shape == (3, 4, 6)
+        assert read_size(tmp_path / "a.jpg") == read_size(tmp_path / "a.jpg", size=(4, 6)) == (4, 6)
+        assert read_size(tmp_path / "a.jpg", size=(6, 4)) == (6, 4)
 
     def test_a_size_that_fits_neither_way_makes_the_image_unreadable(self, tmp_path: Path) -> None:
         with pytest.raises(UnreadableImage, match="6×4 pixels where its label file says 60×40"):
             read_image(picture(tmp_path / "a.png"), size=(60, 40))
+        with pytest.raises(UnreadableImage, match="6×4 pixels where its label file says 60×40"):
+            read_size(tmp_path / "a.png", size=(60, 40))
 
     def test_truncated_empty_absent_and_foreign_files_are_named(self, tmp_path: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

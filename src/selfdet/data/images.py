@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -118,35 +119,64 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tens
     Raises: UnreadableImage for a missing, truncated, undecodable or absurdly large file, and for one that fits
         `size` neither as stored nor as turned.
     """
+    with _decoding(path), Image.open(path) as file:
+        _refuse_huge(path, file)
+        file.load()
+        pixels = np.array(_as_rgb(_upright(file, size)))
+    _require_size(path, (pixels.shape[1], pixels.shape[0]), size)
+    # Kept in PIL's own order in memory (channels last), in which torchvision resizes bytes fastest.
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def read_size(path: str | Path, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """The (width, height) that `read_image` would give, from the file's header alone; damaged pixels go unnoticed.
+
+    Raises: UnreadableImage as `read_image`.
+    """
+    with _decoding(path), Image.open(path) as file:
+        _refuse_huge(path, file)
+        found = (file.width, file.height)
+        found = found[::-1] if _orientation(file, size) in _SIDEWAYS else found
+    _require_size(path, found, size)
+    return found
+
+
+@contextmanager
+def _decoding(path: str | Path) -> Iterator[None]:
     try:
-        with Image.open(path) as file:
-            if file.width * file.height > MAX_PIXELS:
-                raise UnreadableImage(path, f"{file.width}×{file.height} pixels, which is too large to be a photograph")
-            file.load()
-            picture = _upright(file, size)
-            pixels = np.array(_as_rgb(picture))
+        yield
     except (UnreadableImage, MemoryError):
         raise
     except FileNotFoundError as error:
         raise UnreadableImage(path, "no such file") from error
     except Exception as error:  # PIL's decoders raise anything: OSError, SyntaxError, ValueError, struct.error, …
         raise UnreadableImage(path, str(error).replace(str(path), "the file") or type(error).__name__) from error
-    if size is not None and (pixels.shape[1], pixels.shape[0]) != size:
-        have, told = f"{pixels.shape[1]}×{pixels.shape[0]}", f"{size[0]}×{size[1]}"
-        raise UnreadableImage(path, f"{have} pixels where its label file says {told}")
-    # Kept in PIL's own order in memory (channels last), in which torchvision resizes bytes fastest.
-    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+def _refuse_huge(path: str | Path, picture: Image.Image) -> None:
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UnreadableImage(path, f"{picture.width}×{picture.height} pixels, which is too large to be a photograph")
+
+
+def _require_size(path: str | Path, found: tuple[int, int], told: tuple[int, int] | None) -> None:
+    if told is not None and found != told:
+        raise UnreadableImage(path, f"{found[0]}×{found[1]} pixels where its label file says {told[0]}×{told[1]}")
+
+
+def _orientation(picture: Image.Image, size: tuple[int, int] | None) -> int:
+    """The EXIF orientation to undo, 2…8, or 1 for none."""
     try:
         orientation = picture.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF beside sound pixels: taken as absent
-        return picture
+        return 1
     turned = picture.size[::-1] if orientation in _SIDEWAYS else picture.size
     if size is not None and picture.size == size and turned != size:
-        return picture
-    return ImageOps.exif_transpose(picture) if orientation in range(2, 9) else picture
+        return 1
+    return orientation if orientation in range(2, 9) else 1
+
+
+def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    return picture if _orientation(picture, size) == 1 else ImageOps.exif_transpose(picture)
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from torchvision import tv_tensors
 
-from selfdet.data.coco import image_files, read_coco, require_unique_ids
-from selfdet.data.images import UnreadableImage, list_images, read_image
+from selfdet.data.images import UnreadableImage, read_image
 from selfdet.data.labelled import resize_sample
+from selfdet.data.listing import numbered_images
 from selfdet.data.sample import Sample, plain_sample
 from selfdet.drawing.boxes import draw_boxes
 from selfdet.errors import UserError
@@ -60,7 +60,7 @@ def predict(
     folder = Path(out)
     check_out_is_new(folder)
     check_batch_size(batch_size)
-    listed = _numbered(images)
+    listed = numbered_images(images)
     detector, note = load_detector(init)
     size = note["image_size"] if image_size is None else image_size
     detector.backbone.check_image_size(size, any_shape=True)
@@ -74,14 +74,14 @@ def predict(
     unreadable: list[str] = []
 
     def samples() -> Iterator[Sample]:
-        for number, path, told in listed:
+        for entry in listed:
             try:
-                image = read_image(path, told)
+                image = read_image(entry.path, entry.size)
             except UnreadableImage:
-                unreadable.append(str(path))
+                unreadable.append(str(entry.path))
                 continue
-            originals[number] = image
-            yield resize_sample(replace(plain_sample(image, str(path)), image_id=number), size)
+            originals[entry.image_id] = image
+            yield resize_sample(replace(plain_sample(image, str(entry.path)), image_id=entry.image_id), size)
 
     results: list[dict[str, Any]] = []
     entries: list[dict[str, Any]] = []
@@ -106,19 +106,3 @@ def predict(
     found_in = f"{plural(len(results), 'detection')} in {plural(len(entries), 'image')}"
     reporter.line(f"{found_in}: {folder / 'results.json'}")
     return {"out": out, "images": len(entries), "detections": len(results), "unreadable": unreadable}
-
-
-def _numbered(images: str) -> list[tuple[int, Path, tuple[int, int] | None]]:
-    """The images with their ids: those of a COCO JSON, so that its labels fit the results, or else 1, 2, 3, …
-
-    A JSON may also say the (width, height) that its labels go by.
-    """
-    paths = list_images(images)
-    file = Path(images).expanduser()
-    if file.suffix.lower() == ".json" and file.is_file():
-        coco = read_coco(file)
-        require_unique_ids(coco, "images", file)
-        sizes = [(entry.get("width"), entry.get("height")) for entry in coco["images"]]
-        ids, files = [entry["id"] for entry in coco["images"]], image_files(coco, file)
-        return [(number, path, size if all(size) else None) for number, path, size in zip(ids, files, sizes)]
-    return [(number, path, None) for number, path in enumerate(paths, start=1)]

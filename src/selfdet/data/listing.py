@@ -1,0 +1,47 @@
+"""Images with the ids and names under which a file of boxes speaks of them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfdet.data.coco import file_names, image_files, read_coco, require_unique_ids
+from selfdet.data.images import list_images
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """One image of those that `--images` stands for.
+
+    image_id: that of the COCO JSON, else 1, 2, 3, … in order.
+    name: its path below the folder, with forward slashes; of a glob or a list below the folder common to all.
+    size: (width, height) that the COCO JSON tells, pixels; None where nothing is told.
+    """
+
+    image_id: int
+    path: Path
+    name: str
+    size: tuple[int, int] | None = None
+
+
+def numbered_images(images: str | Path) -> list[ListedImage]:
+    """The images that `images` (folder, glob, text list or COCO JSON) stands for, in order, each with id and name.
+
+    The same images have the same ids and names again, also when the folder was moved as a whole.
+
+    Raises: UserError as `list_images`, and for repeated ids in a COCO JSON.
+    """
+    file = Path(images).expanduser()
+    if file.suffix.lower() == ".json" and file.is_file():
+        coco = read_coco(file)
+        require_unique_ids(coco, "images", file)
+        told = [(entry.get("width"), entry.get("height")) for entry in coco["images"]]
+        sizes = [size if all(isinstance(side, int) and side > 0 for side in size) else None for size in told]
+        ids = [entry["id"] for entry in coco["images"]]
+        if ids:
+            return list(map(ListedImage, ids, image_files(coco, file), file_names(coco, file), sizes))
+    paths = list_images(images)
+    root = file if file.is_dir() else os.path.commonpath({os.path.abspath(path.parent) for path in paths})
+    names = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+    return [ListedImage(number, path, name) for number, (path, name) in enumerate(zip(paths, names), start=1)]
