@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "selfdet"
 FLOW = [
     "errors",
     "data",
+    "proposing",
     "models",
     "detectors",
     "methods",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from selfdet.verbs.finetune import finetune
     from selfdet.verbs.predict import predict
     from selfdet.verbs.pretrain import pretrain
+    from selfdet.verbs.proposals import proposals
 
     __version__: str
 
@@ -34,6 +35,7 @@ __all__ = [
     "finetune",
     "predict",
     "pretrain",
+    "proposals",
 ]
 
 _ROOMS = {"Sample": "data.sample", "UserError": "errors", "build_backbone": "models.backbones"}

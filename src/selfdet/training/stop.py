@@ -13,12 +13,13 @@ TIME = -1  # in place of a signal's number: the time limit
 class Interrupted(Exception):
     """The run was asked to stop (Ctrl-C, SIGTERM) and has saved itself.
 
-    `reason` says by what, `step` counts the optimiser steps done, `signal` is the signal's number.
+    `reason` says by what, `step` counts the optimiser steps done (or what else a `unit` is), `signal` is the signal's
+    number.
     """
 
-    def __init__(self, reason: str, step: int, number: int) -> None:
+    def __init__(self, reason: str, step: int, number: int, unit: str = "step") -> None:
         self.reason, self.step, self.signal = reason, step, number
-        super().__init__(f"{reason} at step {step}")
+        super().__init__(f"{reason} at {unit} {step}")
 
 
 class Stop:

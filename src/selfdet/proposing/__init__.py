@@ -1,0 +1,1 @@
+"""Boxes without labels: selective search, filters, and the file that keeps them."""

@@ -1,0 +1,223 @@
+"""`selfdet proposals`: boxes around whatever may be an object, from images without labels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from selfdet.data.coco import read_coco
+from selfdet.data.images import read_image
+from selfdet.data.labels import Labels, load_labels
+from selfdet.data.listing import ListedImage, numbered_images
+from selfdet.drawing.boxes import draw_boxes, grid
+from selfdet.errors import UserError
+from selfdet.proposing.filters import Filters
+from selfdet.proposing.finding import FAULTS, Found, Task
+from selfdet.proposing.given import read_given
+from selfdet.proposing.processes import find_all
+from selfdet.proposing.recall import recall, recall_table
+from selfdet.proposing.selective_search import Search, compile_search
+from selfdet.proposing.store import listing_hash, read_found, read_info, write_proposals
+from selfdet.proposing.unfinished import Unfinished, require_same
+from selfdet.training.log import Reporter, plural
+from selfdet.training.stop import Interrupted, Stop
+
+PREVIEWS = 12  # images on the sheet
+CELL = 480  # pixels, of each on the sheet
+DRAWN = 20  # boxes on each: the first, which are the likelier ones
+
+
+def proposals(
+    *,
+    images: str,
+    out: str,
+    boxes: str | None = None,
+    data: str | None = None,
+    side: int = Search.side,
+    scales: Sequence[float] = Search.scales,
+    min_side: float = Filters.min_side,
+    max_aspect: float = Filters.max_aspect,
+    max_size: float = Filters.max_size,
+    iou: float = Filters.iou,
+    top_k: int = Filters.top_k,
+    seed: int = Search.seed,
+    image_timeout: float = 60.0,
+    workers: int | None = None,
+    preview: bool = False,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Find boxes that may hold objects, without labels: selective search, then filters.
+
+    An image that no box is left of gets those that pass when the bounds are relaxed: any aspect, then a quarter of the
+    shortest side, then any size, then the image itself as one box.
+
+    Args:
+        images: folder (nested or flat), glob, text list or COCO JSON; no labels are read.
+        out: COCO JSON to write, with one class `object`.
+        boxes: file of boxes to filter, COCO JSON or a list of COCO results; selective search if not given.
+        data: labels, COCO JSON, to measure recall by; none is measured if not given.
+        side: long side in pixels that images are shrunk to for the search; boxes are in the original's pixels.
+        scales: of the segmentation (k), each used in two colour spaces; larger ones give larger first regions.
+        min_side: both sides of a box have at least this share of the image's long side.
+        max_aspect: long side over short side of a box, at most; 5 for pedestrians.
+        max_size: square root of a box's share of the image's area, at most.
+        iou: a box that overlaps one before it by more is left out; 1 keeps all.
+        top_k: boxes an image, at most; 0 for no limit.
+        seed: of the jitter in the order of the boxes; it, side and scales belong to the search, not to given boxes.
+        image_timeout: seconds an image may take, else it is left out and counted; 0 for no limit.
+        workers: processes; chosen from the cores and the number of images if not given.
+        preview: write a sheet of pictures with boxes beside `out`.
+        resume: continue a run that was interrupted; of a finished one, say what it found.
+    Raises: UserError when no image is found, `out` exists, or boxes or labels do not fit the images; Interrupted after
+    saving when stopped.
+
+    Example:
+        selfdet proposals --images photos/ --out boxes.json --preview
+    """
+    file, reporter = Path(out), Reporter()
+    search = Search(side, tuple(map(float, scales)), seed)
+    filters = Filters(min_side, max_aspect, max_size, iou, top_k)
+    search.check()
+    filters.check()
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}, expected 1 or more", "Leave it out for the default")
+    if image_timeout < 0:
+        raise UserError(f"--image-timeout is {image_timeout:g}, expected 0 (no limit) or more seconds")
+    if file.is_dir():
+        raise UserError(f"--out {out} is a folder", "Name a file, such as boxes.json, in it")
+    if file.exists() and not resume:
+        raise UserError(f"--out {out} exists already", "Name a new file")
+    listed = numbered_images(images)
+    labels = None if data is None else load_labels(data, images)
+    listing = listing_hash(listed)
+    if labels is not None:
+        listed = _told_sizes(listed, labels)
+    given = None if boxes is None else read_given(boxes, listed)
+    settings: dict[str, Any] = {"source": "selective search", **asdict(search)}
+    if boxes is not None:
+        content = Path(boxes).expanduser().read_bytes()
+        settings = {"source": Path(boxes).name, "source_hash": hashlib.sha256(content).hexdigest()[:16]}
+    head = {"settings": {**settings, **asdict(filters)}, "listing": listing}
+
+    if file.exists():
+        coco = read_coco(file)
+        info = read_info(file, coco)
+        require_same(file, {name: info.get(name) for name in head}, head)
+        Unfinished.discard(file)
+        reporter.line(f"{out} is finished")
+        found = read_found(coco)
+    else:
+        unfinished = Unfinished(file, head, resume=resume)
+        # What had a fault before may have been mended, or be given more time now.
+        done = {number for number, answer in unfinished.found.items() if not answer.fault}
+        tasks = [
+            Task(image, filters, None if given else search, given[image.image_id] if given else None, image_timeout)
+            for image in listed
+            if image.image_id not in done
+        ]
+        if done:
+            reporter.line(f"{plural(len(done), 'image')} of {len(listed)} done before")
+        _find(tasks, unfinished, workers, reporter)
+        _say_faults(listed, unfinished.found, reporter)
+        info = write_proposals(file, listed, unfinished.found, head)
+        unfinished.close(remove=True)
+        found = {number: answer for number, answer in unfinished.found.items() if not answer.fault}
+
+    result: dict[str, Any] = {"out": out, **info["counts"]}
+    _say_counts(result, reporter)
+    if labels is not None:
+        result["recall"] = _recall(listed, found, labels)
+        reporter.line(recall_table(result["recall"], title=f"recall of the objects in {data}"))
+    if preview:
+        sheet = file.with_name(f"{file.stem}_preview.jpg")
+        _draw([image for image in listed if image.image_id in found], found).save(sheet, quality=90)
+        reporter.line(f"preview: {sheet}")
+        result["preview"] = str(sheet)
+    return result
+
+
+def _find(tasks: Sequence[Task], unfinished: Unfinished, workers: int | None, reporter: Reporter) -> None:
+    """Keep the answer to each task as it comes.
+
+    Raises: Interrupted when stopped; UserError when there is no image that boxes could be found for.
+    """
+    if any(task.given is None for task in tasks):
+        compile_search()
+    with Stop(0) as stop, reporter.counting(len(tasks), "images") as seen:
+        for done, found in enumerate(find_all(tasks, workers, lambda: bool(stop.asked)), start=1):
+            unfinished.append(found)
+            seen(done)
+        if stop.asked:
+            unfinished.close(remove=False)
+            number = len(unfinished.found)
+            raise Interrupted(f"stopped by {signal.Signals(stop.asked).name}", number, stop.asked, unit="image")
+    if all(found.fault for found in unfinished.found.values()):
+        unfinished.close(remove=True)
+        first = next(iter(unfinished.found.values()))
+        path = next(task.image.path for task in tasks if task.image.image_id == first.image_id)
+        raise UserError(
+            f"of {plural(len(tasks), 'image')} none gave boxes; {path}: {_words(first.fault)} ({first.reason})",
+            "Check the files" if first.fault != "timed_out" else "Raise --image-timeout or lower --side",
+        )
+
+
+def _told_sizes(listed: Sequence[ListedImage], labels: Labels) -> list[ListedImage]:
+    """The images with the sizes that their labels go by, where those say one."""
+    told = {os.path.abspath(record.path): (record.width, record.height) for record in labels.records}
+    sizes = [told.get(os.path.abspath(image.path)) for image in listed]
+    return [replace(image, size=size) if size and all(size) else image for image, size in zip(listed, sizes)]
+
+
+def _recall(listed: Sequence[ListedImage], found: Mapping[int, Found], labels: Labels) -> dict[str, Any]:
+    """Recall on the images that are labelled and that boxes were found for."""
+    ids = {os.path.abspath(image.path): image.image_id for image in listed}
+    answers = [found.get(ids.get(os.path.abspath(record.path), -1)) for record in labels.records]
+    return recall((record.boxes, answer.boxes) for record, answer in zip(labels.records, answers) if answer)
+
+
+def _say_counts(counts: Mapping[str, Any], reporter: Reporter) -> None:
+    mean = counts["boxes"] / max(1, counts["images"])
+    found = f"{plural(counts['boxes'], 'box', 'boxes')} in {plural(counts['images'], 'image')}, {mean:.1f} an image"
+    reporter.line(f"{found}: {counts['out']}")
+    relaxed = ", ".join(f"{step} {count}" for step, count in counts["fallback"].items() if count)
+    if relaxed:
+        reporter.line(f"images that no box was left of, by what was relaxed for them: {relaxed}")
+    if counts["images_without_boxes"]:
+        reporter.line(f"{plural(counts['images_without_boxes'], 'image')} without boxes")
+    if counts["dropped"]:
+        reporter.line(f"given boxes left out as empty, not finite or outside their image: {counts['dropped']}")
+
+
+def _say_faults(listed: Sequence[ListedImage], found: Mapping[int, Found], reporter: Reporter) -> None:
+    for fault in FAULTS:
+        faulty = [image for image in listed if found[image.image_id].fault == fault]
+        for image in faulty[:5]:
+            reporter.line(f"{_words(fault)}, left out: {image.path} ({found[image.image_id].reason})")
+        if len(faulty) > 5:
+            reporter.line(f"{_words(fault)}, left out: {len(faulty)} images in all")
+
+
+def _words(fault: str) -> str:
+    return fault.replace("_", " ")
+
+
+def _draw(searched: Sequence[ListedImage], found: Mapping[int, Found]) -> Image.Image:
+    """A sheet of images from all over the list, each with its first boxes."""
+    pictures, titles = [], []
+    for position in sorted({round(i * (len(searched) - 1) / (PREVIEWS - 1)) for i in range(PREVIEWS)}):
+        image = searched[position]
+        boxes = found[image.image_id].boxes[:DRAWN]
+        # Colours tell the boxes apart; tags would only hide them.
+        picture = draw_boxes(
+            read_image(image.path, image.size), boxes, labels=range(len(boxes)), names=[""] * DRAWN, long_side=CELL
+        )
+        pictures.append(picture)
+        titles.append(f"{len(found[image.image_id].boxes)}: {image.name}")
+    return grid(pictures, titles=titles, cell=CELL)
