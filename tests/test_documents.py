@@ -1,4 +1,4 @@
-"""Every command of the README and the tutorial runs as it is written, on generated scenes and at a tiny size."""
+"""Every command of README, tutorial and how-tos runs as it is written, on generated scenes and at a tiny size."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from selfdet.cli import VERBS, main
 from selfdet.data.synthetic import make_scenes
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/tutorial.md")
+DOCUMENTS = ("README.md", "docs/tutorial.md", "docs/how-to-pretrain.md")
 # What makes a command small; it replaces the same flags in the text.
 SMALL = {
-    "pretrain": {"--steps": "2", "--image-size": "64", "--batch-size": "4", "--backbone": "resnet18"},
+    "pretrain": {
+        "--steps": "2",
+        "--image-size": "64",
+        "--batch-size": "4",
+        "--backbone": "resnet18",
+        "--fpn-channels": "64",
+        "--head-convs": "1",
+    },
     "finetune": {
         "--steps": "2",
         "--image-size": "64",
@@ -42,7 +49,7 @@ def small(words: list[str]) -> list[str]:
     for word, after in zip(rest, [*rest[1:], ""]):
         if skip:
             skip = False
-        elif word in flags or (word == "--epochs" and "--steps" in flags):
+        elif word in flags or (word.endswith("epochs") and "--steps" in flags):
             skip = not after.startswith("--")
         else:
             kept.append(word)

@@ -7,6 +7,7 @@ from typing import Any
 
 from selfdet.verbs.finetune import finetune
 from selfdet.verbs.pretrain import pretrain
+from selfdet.verbs.proposals import proposals
 
 BACKBONE = "test_resnet"
 COMMON: dict[str, Any] = {
@@ -18,13 +19,13 @@ COMMON: dict[str, Any] = {
     "log_every": 2,
     "save_every": 3,
 }
-PRETRAIN: dict[str, Any] = {**COMMON, "image_size": 64, "queue_length": 64, "steps": 5}
+PRETRAIN: dict[str, Any] = {**COMMON, "stages": ["backbone"], "image_size": 64, "queue_length": 64, "steps": 5}
+WIDTHS: dict[str, Any] = {"fpn_channels": 64, "head_convs": 1}
 FINETUNE: dict[str, Any] = {
     **COMMON,
     "init": "scratch",
     "image_size": 96,
-    "fpn_channels": 64,
-    "head_convs": 1,
+    **WIDTHS,
     "steps": 5,
 }
 
@@ -34,6 +35,20 @@ def tiny_pretrain(scenes: Path, out: Path, **changes: Any) -> dict[str, Any]:
     return pretrain(**{"images": str(scenes / "images"), "out": str(out), **PRETRAIN, **changes})
 
 
+def tiny_boxes(scenes: Path) -> Path:
+    """Proposals for the scenes' images, found once."""
+    file = scenes / "boxes.json"
+    if not file.is_file():
+        proposals(images=str(scenes / "images"), out=str(file), workers=1, side=96)
+    return file
+
+
+def tiny_aligndet(scenes: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    """Pre-train neck and head of a detector on the scenes' proposals, over a random backbone."""
+    alone = {"stages": ["detector"], "boxes": str(tiny_boxes(scenes)), "image_size": 96, **WIDTHS}
+    return tiny_pretrain(scenes, out, **{**alone, **changes})
+
+
 def tiny_finetune(scenes: Path, out: Path, **changes: Any) -> dict[str, Any]:
     """Fine-tune on the scenes' train split."""
     return finetune(**{"data": str(scenes / "train.json"), "out": str(out), **FINETUNE, **changes})
@@ -41,4 +56,5 @@ def tiny_finetune(scenes: Path, out: Path, **changes: Any) -> dict[str, Any]:
 
 def flags(settings: dict[str, Any]) -> list[str]:
     """Arguments of a verb as words of a command line."""
-    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in settings.items()}
+    return [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", value)]

@@ -154,7 +154,7 @@ def test_a_detector_of_other_options_is_refused(finetuned: Path) -> None:
 def test_what_is_saved_is_rebuilt_to_the_bit(scenes: Path, tmp_path: Path) -> None:
     labels = load_labels(scenes / "train.json")
     net, _ = build_detector(resolve_start("scratch"), len(labels.classes), "fcos", BACKBONE, OPTIONS)
-    note = detector_note(net, labels, 96)
+    note = detector_note(net, labels.classes, labels.category_ids, 96)
     save_detector(tmp_path / "detector.safetensors", net, note)
     loaded, told = load_detector(str(tmp_path / "detector.safetensors"))
     assert told == note

@@ -19,7 +19,7 @@ from selfdet import cli
 from selfdet.errors import UserError
 from selfdet.training.checkpoint import load_checkpoint
 from selfdet.training.rundir import RunDir
-from selfdet.verbs.pretrain import StageSettings
+from selfdet.verbs.stages import StageSettings
 from tiny_runs import BACKBONE, PRETRAIN, flags, tiny_pretrain
 
 Capture = pytest.CaptureFixture[str]
@@ -28,7 +28,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def _without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time of so small a run, and are looked at elsewhere."""
-    monkeypatch.setattr("selfdet.verbs.pretrain.plot_training", lambda rows, folder: [])
+    monkeypatch.setattr("selfdet.verbs.pretrain_backbone.plot_training", lambda rows, folder: [])
 
 
 def config(out: Path) -> dict[str, Any]:

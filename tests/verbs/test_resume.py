@@ -18,11 +18,12 @@ import torch
 
 from selfdet import cli
 from selfdet.errors import UserError
+from selfdet.methods.aligndet import AlignDet
 from selfdet.methods.moco import MoCo
 from selfdet.methods.supervised import Supervised
 from selfdet.training.checkpoint import load_checkpoint
 from selfdet.training.stop import Interrupted
-from tiny_runs import PRETRAIN, flags, tiny_finetune, tiny_pretrain
+from tiny_runs import PRETRAIN, flags, tiny_aligndet, tiny_finetune, tiny_pretrain
 
 Capture = pytest.CaptureFixture[str]
 STEPS = 7
@@ -49,11 +50,16 @@ def detector(scenes: Path, out: Path, **changes: Any) -> dict[str, Any]:
     return tiny_finetune(scenes, out, steps=STEPS, accumulate=2, **held_out, **changes)
 
 
+def aligndet(scenes: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    return tiny_aligndet(scenes, out, steps=STEPS, accumulate=2, **changes)
+
+
 RUNS: dict[str, Callable[..., dict[str, Any]]] = {
     "densecl": densecl,
     "rounded": rounded,
     "moco": moco,
     "detector": detector,
+    "aligndet": aligndet,
 }
 
 
@@ -74,13 +80,13 @@ def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 @pytest.fixture(autouse=True)
 def _without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time of so small a run, and are looked at elsewhere."""
-    for verb in ("pretrain", "finetune"):
+    for verb in ("pretrain_backbone", "pretrain_detector", "finetune"):
         monkeypatch.setattr(f"selfdet.verbs.{verb}.plot_training", lambda rows, folder: [])
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:
     """Let something happen in the middle of the optimiser step `number`, counted from 1."""
-    for method in (MoCo, Supervised):
+    for method in (MoCo, Supervised, AlignDet):
         ordinary = method.after_step
 
         def after_step(self: Any, step: int, total: int | None = None, ordinary: Any = ordinary) -> None:
@@ -110,7 +116,16 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "step"),
-    [("densecl", 1), ("densecl", 6), ("moco", 7), ("detector", 3), ("detector", 6), ("detector", 7), ("rounded", 5)],
+    [
+        ("densecl", 1),
+        ("densecl", 6),
+        ("moco", 7),
+        ("detector", 3),
+        ("detector", 6),
+        ("detector", 7),
+        ("rounded", 5),
+        ("aligndet", 5),
+    ],
 )
 def test_a_killed_run_ends_like_an_uninterrupted_one(
     scenes: Path, tmp_path: Path, whole: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kind: str, step: int

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,8 @@ class Detector(nn.Module, ABC):
     backbone: Backbone
     num_classes: int
     size_divisor: int
+    # How many proposals of an image the box domain takes, where the method's authors say; None: all.
+    boxes_per_image: ClassVar[int | None] = None
 
     def __init__(self, net: nn.Module, backbone: Backbone, num_classes: int) -> None:
         super().__init__()

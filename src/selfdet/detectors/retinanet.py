@@ -20,6 +20,7 @@ class RetinaNetDetector(OneStage):
 
     net: RetinaNet
     key = "retinanet"
+    boxes_per_image = 50
     samples_per_image = True
 
     def projector(self, dim: int) -> AnchorHead:

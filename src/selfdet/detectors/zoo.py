@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from selfdet.detectors.base import Detector
 from selfdet.detectors.fcos import fcos
 from selfdet.detectors.retinanet import retinanet
+
+# The keys, for the command line.
+DetectorKey = Literal["fcos", "retinanet"]
 
 DETECTORS: dict[str, Callable[..., Detector]] = {"fcos": fcos, "retinanet": retinanet}

@@ -125,23 +125,36 @@ def fill_backbone(backbone: Backbone, start: Start) -> TransferReport:
 
 
 def build_detector(
-    start: Start, num_classes: int, detector: str | None, backbone: str | None, options: Mapping[str, Any]
+    start: Start,
+    num_classes: int,
+    detector: str | None,
+    backbone: str | None,
+    options: Mapping[str, Any],
+    keep_box_outputs: bool = False,
 ) -> tuple[Detector, TransferReport | None]:
     """A detector filled from a start, with the report of what was reused; last layers are always fresh.
 
     `detector` and `backbone` name what the start leaves open (fcos on resnet50 where nobody says); `options` go to
-    the builder, over those of a start that is a detector itself.
+    the builder, over those of a start that is a detector itself. `keep_box_outputs`: reuse the start's layers that
+    give boxes as well; only those that give classes are fresh.
     Raises: UserError when the start's weights are of another architecture.
     """
+    if keep_box_outputs and start.kind != "detector":
+        raise UserError(f"--keep-box-outputs: {start.source} has no detector", "Leave it out, or name a detector's run")
     name = backbone or start.note.get("backbone") or "resnet50"
     if start.kind == "library" and backbone not in (None, start.note["backbone"]):
         raise UserError(f"--init {start.source} and --backbone {backbone} disagree", "Leave --backbone out")
     key = detector or start.note.get("detector") or "fcos"
     if key not in DETECTORS:
         raise UserError(f"{start.source} is of the unknown detector {key!r}", f"Known are {', '.join(DETECTORS)}")
+    if start.kind == "detector" and start.note["detector"] != key:
+        raise UserError(
+            f"{start.source} is a {start.note['detector']}, not a {key}: of its weights only the backbone would fit",
+            f"Leave --detector out, or pre-train a {key}; a run's backbone.safetensors suits any detector",
+        )
     body = build_backbone(name, "library" if start.kind == "library" else None)
     report = fill_backbone(body, start) if start.kind == "backbone" else None
-    given = start.note["options"] if start.kind == "detector" and start.note["detector"] == key else {}
+    given = start.note["options"] if start.kind == "detector" else {}
     try:
         built = DETECTORS[key](num_classes, body, **{**given, **options})
     except TypeError as error:
@@ -153,9 +166,10 @@ def build_detector(
             if part != "backbone":
                 report.rows[part] = TransferRow(reinitialised=_elements(built.net, rules))
     if start.kind == "detector":
-        kept = [part for part, rules in built.parts().items() if not rules.reinit]
+        parts = built.parts(keep_box_outputs)
+        kept = [part for part, rules in parts.items() if not rules.reinit]
         try:
-            report = transfer(built.net, start.state, built.parts(), expect=kept, source=start.source)
+            report = transfer(built.net, start.state, parts, expect=kept, source=start.source)
         except UserError as error:
             other = [
                 f"--{key.replace('_', '-')}" for key in WIDTHS if key in options and options[key] != given.get(key)
@@ -181,9 +195,12 @@ def backbone_note(backbone: Backbone, more: Mapping[str, Any]) -> dict[str, Any]
     return {"kind": "backbone", "backbone": backbone.name, "library": backbone.library, **more}
 
 
-def detector_note(detector: Detector, labels: Labels, image_size: int) -> dict[str, Any]:
-    """What a detector's file says of itself: all that rebuilds it, its classes, and the long side (px) it is for."""
-    about = {"classes": labels.classes, "category_ids": labels.category_ids, "image_size": image_size}
+def detector_note(
+    detector: Detector, classes: Sequence[str], category_ids: Sequence[int], image_size: int
+) -> dict[str, Any]:
+    """What a detector's file says of itself: all that rebuilds it, its classes with their numbers in the labels, and
+    the long side (px) it is for."""
+    about = {"classes": list(classes), "category_ids": list(category_ids), "image_size": image_size}
     return {"kind": "detector", **detector.config(), **about}
 
 

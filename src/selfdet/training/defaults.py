@@ -102,6 +102,14 @@ def contrastive_steps(images: int, batch: int) -> Default:
     )
 
 
+def box_domain_steps(images: int, batch: int) -> Default:
+    """Optimiser steps of AlignDet: 12 passes, but at least 1,000 steps. Source: 12 epochs of COCO."""
+    per_epoch = max(1, images // batch)
+    if 12 * per_epoch >= 1000:
+        return Default(12 * per_epoch, f"12 epochs of {plural(per_epoch, 'step')}, as published; fewer with --epochs")
+    return Default(1000, f"{plural(images, 'image')} are few: more than the published 12 epochs")
+
+
 def finetune_steps(images: int, batch: int) -> Default:
     """Optimiser steps of fine-tuning: 24 passes, at least 400 and at most 12,000 steps.
 

@@ -41,31 +41,39 @@ def check_out_is_new(out: str | Path, resume: bool | None = None) -> None:
 
 
 class RunDir:
-    """The files of one run (or of one stage of a run), by name. Nothing is written where `writes` is off: of several
-    processes only the first does."""
+    """The files of one run, by name. Nothing is written where `writes` is off: of several processes only the first
+    does.
 
-    def __init__(self, path: str | Path, writes: bool = True) -> None:
+    A run of several stages has a folder for each, with its settings, figures and checkpoints; what a user looks for,
+    the log, the weights and the pictures, stands in `whole`, the folder of the run.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True, whole: str | Path | None = None) -> None:
         self.path = Path(path)
         self.writes = writes
+        top = self.path if whole is None else Path(whole)
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.timing_file = self.path / "timing.jsonl"
-        self.log_file = self.path / "log.txt"
+        self.log_file = top / "log.txt"
         self.last = self.path / "last.pt"
         self.best = self.path / "best.pt"
-        self.backbone = self.path / "backbone.safetensors"
-        self.detector = self.path / "detector.safetensors"
-        self.pictures = self.path / "pictures"
-        self.report = self.path / "report.html"
+        self.backbone = top / "backbone.safetensors"
+        self.detector = top / "detector.safetensors"
+        self.proposals = top / "proposals.json"
+        self.pictures = top / "pictures" if whole is None else top / "pictures" / self.path.name
+        self.report = top / "report.html"
 
     @classmethod
-    def open(cls, path: str | Path, config: Mapping[str, Any], *, resume: bool) -> RunDir:
+    def open(
+        cls, path: str | Path, config: Mapping[str, Any], *, resume: bool, whole: str | Path | None = None
+    ) -> RunDir:
         """Make the folder of a new run, or open that of an interrupted one and compare its settings.
 
         Raises: UserError when the folder holds something and `resume` is off, when it isn't a run, or when a
         setting differs from the one the run was started with.
         """
-        run = cls(path)
+        run = cls(path, whole=whole)
         check_out_is_new(path, resume)
         if run.config_file.is_file():
             run._compare(config)
@@ -75,7 +83,7 @@ class RunDir:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             run.write_config(config)
-            run.pictures.mkdir(exist_ok=True)
+            run.pictures.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {run.path} cannot be written: {error.strerror}", "Name another folder") from None
         return run

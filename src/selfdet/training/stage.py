@@ -175,8 +175,11 @@ def open_stage(
     product: Literal["backbone", "detector"],
     *,
     resume: bool,
+    whole: str | None = None,
 ) -> Stage:
     """Make or open the run directory of a stage; everything the user may have got wrong is to be checked before.
+
+    `whole`: the folder of the run that `out` is one stage of; None where it is all of it.
 
     A finished run is left as it is, to the byte. That of an interrupted one has its metrics cut back to the checkpoint.
     Raises: UserError when the folder is not empty or not this run's, or when the checkpoint can't be read or was made
@@ -185,10 +188,10 @@ def open_stage(
     recipe.images_per_pass(runtime.fabric.world_size)
     # The others wait until the first has made the folder: to them it is no longer a new one.
     if runtime.first:
-        run = RunDir.open(out, config, resume=resume)
+        run = RunDir.open(out, config, resume=resume, whole=whole)
     runtime.fabric.barrier()
     if not runtime.first:
-        run = RunDir(out, writes=False)
+        run = RunDir(out, writes=False, whole=whole)
     if getattr(run, product).is_file():
         reporter = Reporter(quiet=not runtime.first)
         reporter.line(f"{run.path} is finished ({recipe.steps} steps): nothing to do")

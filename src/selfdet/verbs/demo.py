@@ -85,6 +85,7 @@ def demo(
         images=str(scenes / "images" / "[tu]*.jpg"),
         out=str(folder / "pretrain"),
         backbone="resnet18",
+        stages=["backbone"],
         image_size=scale.view,
         epochs=scale.epochs,
         batch_size=scale.batch,

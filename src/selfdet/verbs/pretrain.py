@@ -1,60 +1,25 @@
-"""`selfdet pretrain`: learn a backbone from unlabelled images."""
+"""`selfdet pretrain`: learn a whole detector from unlabelled images, stage by stage."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from selfdet.data.images import list_images
-from selfdet.data.views import TwoViews, ViewDataset, collate_views
-from selfdet.drawing.training import plot_training
-from selfdet.drawing.views import draw_view_pairs
+from selfdet.detectors.zoo import DetectorKey
 from selfdet.errors import UserError
-from selfdet.interchange.starts import backbone_note, load_backbone, save_backbone
-from selfdet.methods.densecl import DenseCL
-from selfdet.methods.moco import MoCo
-from selfdet.training import defaults
-from selfdet.training.defaults import ASKED, Default
-from selfdet.training.health import MatchProbe, words
-from selfdet.training.log import plural
-from selfdet.training.recipe import Recipe
-from selfdet.training.rundir import check_out_is_new
+from selfdet.proposing.store import read_proposals
+from selfdet.training.rundir import RunDir, check_out_is_new
 from selfdet.training.runtime import start_runtime
-from selfdet.training.stage import Weights, default_workers, open_stage
+from selfdet.verbs.pretrain_backbone import pretrain_backbone
+from selfdet.verbs.pretrain_boxes import ProposalSettings, are_proposals, pretrain_boxes
+from selfdet.verbs.pretrain_detector import DetectorStageSettings, pretrain_detector
+from selfdet.verbs.stages import Call, StageSettings
 
-VIEW_SIZE = 224
-
-
-@dataclass
-class StageSettings:
-    """Settings of one stage alone; what is left out follows the flags without a stage's name.
-
-    Args:
-        epochs: passes over the images; as --epochs if not given.
-        steps: optimiser steps, overrides epochs; as --steps if not given.
-        batch_size: images a step, over all processes; as --batch-size if not given.
-        image_size: side of a view, pixels; as --image-size if not given.
-        lr: peak learning rate; as --lr if not given.
-    """
-
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    image_size: int | None = None
-    lr: float | None = None
-
-    def over(self, **shared: Any) -> StageSettings:
-        """These settings, with those of all stages where nothing is given; a length in the one replaces any in the
-        other."""
-        merged = {name: value if getattr(self, name) is None else getattr(self, name) for name, value in shared.items()}
-        if self.epochs is not None or self.steps is not None:
-            merged |= {"epochs": self.epochs, "steps": self.steps}
-        return StageSettings(**merged)
+StageName = Literal["proposals", "backbone", "detector"]
+STAGES: tuple[StageName, ...] = ("proposals", "backbone", "detector")
 
 
 def pretrain(
@@ -64,14 +29,17 @@ def pretrain(
     method: Literal["densecl", "moco"] = "densecl",
     backbone: str = "resnet50",
     backbone_weights: str | None = None,
-    detector: Literal["fcos"] = "fcos",
-    stages: Sequence[Literal["backbone"]] = ("backbone",),
+    detector: DetectorKey = "fcos",
+    stages: Sequence[StageName] | None = None,
+    boxes: str | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
     image_size: int | None = None,
     lr: float | None = None,
+    proposals_stage: ProposalSettings | None = None,
     backbone_stage: StageSettings | None = None,
+    detector_stage: DetectorStageSettings | None = None,
     weight_decay: float = 1e-4,
     dense_weight: float = 0.5,
     dense_warmup: int = 0,
@@ -83,7 +51,10 @@ def pretrain(
     momentum: float = 0.999,
     key_batch_norm: Literal["split", "none"] = "split",
     accumulate: int = 1,
-    clip: float = 0.0,
+    clip: float | None = None,
+    fpn_channels: int | None = None,
+    head_convs: int | None = None,
+    train_backbone: bool = False,
     seed: int = 0,
     workers: int | None = None,
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
@@ -95,7 +66,10 @@ def pretrain(
     max_time: float = 0.0,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Pre-train a backbone from unlabelled images with DenseCL or MoCo v2.
+    """Pre-train a whole detector from unlabelled images: backbone, neck and head.
+
+    Three stages, each of which may be run alone: `proposals` finds boxes that may hold objects, `backbone` learns
+    features (DenseCL or MoCo v2), `detector` freezes them and learns neck and head from the boxes (AlignDet).
 
     Args:
         images: folder (nested or flat), glob, text list or COCO JSON; no labels are read.
@@ -104,27 +78,35 @@ def pretrain(
         backbone: torchvision ResNet or any timm model with feature maps.
         backbone_weights: start of the backbone: `library` for the library's weights, a file, or a run (of a fine-tuned
             one its backbone); random if not given.
-        detector: the detector this run is meant for; finetune takes it from here.
-        stages: what to run.
-        epochs: passes over the images; chosen from their number if not given.
+        detector: the detector to train, which finetune takes from here.
+        stages: what to run; all three if not given, with backbone_weights those two without `backbone`.
+        boxes: file of boxes to take instead of searching: one of selfdet proposals as it is, anybody else's (COCO JSON
+            or results) through the filters of proposals_stage.
+        epochs: passes over the images, of each training stage; chosen from their number if not given.
         steps: optimiser steps, overrides epochs; follows from epochs if not given.
-        batch_size: images an optimiser step, over all processes and micro-batches; 64 on a CPU and 256 on a GPU if not
-            given, lowered where there are fewer images.
-        image_size: side of a view, pixels; 224 if not given.
+        batch_size: images an optimiser step, over all processes and micro-batches; if not given 64 on a CPU and 256 on
+            a GPU for the backbone, 8 and 16 for the detector, lowered where there are fewer images.
+        image_size: of a view, pixels: the side for the backbone, the long side for the detector; if not given 224, and
+            the images' own, at most 800.
         lr: peak learning rate; chosen from the number of images and the batch if not given.
-        backbone_stage: the same five settings for this stage alone.
+        proposals_stage: how boxes are found and filtered.
+        backbone_stage: the five settings above for this stage alone.
+        detector_stage: the five settings above for this stage alone, and what only it has.
         weight_decay: weight decay of SGD.
         dense_weight: λ, the dense loss's share of the total (densecl).
         dense_warmup: steps over which λ rises from 0 (densecl).
         matching: how query cells find their key cell (densecl).
         negatives: what the dense queue keeps of an image: its pooled vector or sampled cells (densecl).
         grid: side of the grid of cells that the maps are pooled to; the maps as they are if not given (densecl).
-        temperature: τ of both losses.
+        temperature: τ of both losses of the backbone stage.
         queue_length: keys kept as negatives; chosen from the number of images if not given.
         momentum: share of the key encoder that stays at each step.
         key_batch_norm: `split` normalises the permuted key batch in groups, so that statistics can't name the positive.
         accumulate: micro-batches an optimiser step is computed in.
-        clip: bound of the gradient norm; 0 for none.
+        clip: bound of the gradient norm; 0 for none; if not given none for the backbone, 10 for the detector.
+        fpn_channels: width of the feature pyramid; 256 if not given.
+        head_convs: convolutions in each tower; 4 if not given.
+        train_backbone: let the detector stage train the backbone too.
         seed: of weights, views and order.
         workers: loader processes; chosen from the cores if not given.
         precision: auto takes bf16 where the hardware multiplies it.
@@ -139,107 +121,102 @@ def pretrain(
     Raises: UserError for what the user can put right; Interrupted after saving when stopped.
 
     Example:
-        selfdet pretrain --images photos/ --backbone resnet18 --image-size 160 --epochs 100 --out runs/pre
+        selfdet pretrain --images photos/ --detector fcos --backbone resnet18 --out runs/pre
     """
     check_out_is_new(out, resume)
+    chosen = _stages(stages, backbone_weights, boxes)
     paths = list_images(images)
     runtime = start_runtime(devices=devices, nodes=nodes, precision=precision, threads=threads)
-    device = runtime.fabric.device
-    torch.manual_seed(seed)
-    net, report = load_backbone(backbone, backbone_weights)
-
-    shared = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "image_size": image_size, "lr": lr}
-    asked = (backbone_stage or StageSettings()).over(**shared)
-    shares = runtime.fabric.world_size * accumulate
-    batch = defaults.batch_size(len(paths), asked.batch_size, 64 if device.type == "cpu" else 256, shares)
-    images_per_step = int(batch.value)
-    length = defaults.asked_steps(len(paths), images_per_step, asked.epochs, asked.steps)
-    length = length or defaults.contrastive_steps(len(paths), images_per_step)
-    rate = defaults.contrastive_lr(len(paths), images_per_step, pretrained=backbone_weights is not None)
-    rate = rate if asked.lr is None else Default(asked.lr, ASKED)
-    queue = defaults.queue_length(len(paths)) if queue_length is None else Default(queue_length, ASKED)
-    size = VIEW_SIZE if asked.image_size is None else asked.image_size
-    net.check_image_size(size)
-
-    recipe = Recipe(
-        steps=int(length.value),
-        batch_size=images_per_step,
-        lr=rate.value,
-        weight_decay=weight_decay,
-        schedule="cosine",
-        warmup_steps=0,
+    call = Call(
+        out=out,
+        several=len(chosen) > 1,
+        runtime=runtime,
         seed=seed,
-        workers=default_workers(device.type) if workers is None else workers,
+        weight_decay=weight_decay,
         accumulate=accumulate,
-        clip=clip,
+        workers=workers,
         log_every=log_every,
         save_every=save_every,
-        evaluate_every=max(25, int(length.value) // 20),
         max_time=max_time,
+        resume=resume,
     )
-    if recipe.images_per_pass(runtime.fabric.world_size) == 1 and size <= net.strides[-1]:
-        raise UserError(
-            f"one image of {size} px at a time leaves batch norm one value a channel",
-            "Use a larger --image-size, more images or a smaller --accumulate",
-        )
-    options: dict[str, Any] = {"queue_length": int(queue.value), "momentum": momentum, "temperature": temperature}
-    options |= {"key_batch_norm": key_batch_norm, "seed": seed}
-    if method == "densecl":
-        options |= {"dense_weight": dense_weight, "dense_warmup": dense_warmup, "matching": matching}
-        options |= {"negatives": negatives, "grid": grid}
-    module = (DenseCL if method == "densecl" else MoCo)(net, **options)
-
-    config = {
+    about: dict[str, Any] = {
         "verb": "pretrain",
-        "stages": list(stages),
+        "stages": chosen,
         "images": str(images),
         "images_found": len(paths),
         "images_hash": _names_hash(paths),
-        "method": method,
-        "method_options": options,
-        "backbone": net.name,
+        "backbone": backbone,
         "backbone_weights": backbone_weights,
         "detector": detector,
-        "image_size": size,
-        "precision": runtime.precision,
-        "processes": runtime.fabric.world_size,
-        **asdict(recipe),
     }
-    stage = open_stage(out, config, recipe, runtime, "backbone", resume=resume)
-    if stage.finished:
-        return stage.summary()
-    stage.introduce(
-        f"{method} on {plural(len(paths), 'image')} of {images}; {runtime.describe}",
-        report=report,
-        choices={"batch size": batch, "steps": length, "learning rate": rate, "queue length": queue},
-    )
+    shared = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "image_size": image_size, "lr": lr}
+    result: dict[str, Any] = {}
+    if call.several and runtime.first:
+        RunDir.open(out, {**about, "boxes": boxes, "seed": seed}, resume=resume)
+    runtime.fabric.barrier()
+    if chosen != ["backbone"]:
+        result["proposals"] = str(pretrain_boxes(call, images, boxes, proposals_stage or ProposalSettings()))
+    if "backbone" in chosen:
+        options: dict[str, Any] = {"momentum": momentum, "temperature": temperature, "key_batch_norm": key_batch_norm}
+        if method == "densecl":
+            options |= {"dense_weight": dense_weight, "dense_warmup": dense_warmup, "matching": matching}
+            options |= {"negatives": negatives, "grid": grid}
+        done = pretrain_backbone(
+            call,
+            paths,
+            about,
+            (backbone_stage or StageSettings()).over(**shared),
+            method=method,
+            options=options,
+            queue_length=queue_length,
+            clip=clip or 0.0,
+        )
+        result["stages"] = {"backbone": done}
+        if not done["finished"]:
+            return _told(result, call)
+        runtime.fabric.barrier()  # the others read what the first has written
+        about = about | {"backbone_weights": str(RunDir(out).backbone)}
+    if "detector" in chosen:
+        widths = {"fpn_channels": fpn_channels, "head_convs": head_convs}
+        done = pretrain_detector(
+            call,
+            read_proposals(result["proposals"], images),
+            about,
+            (detector_stage or DetectorStageSettings()).over(**shared),
+            options={name: value for name, value in widths.items() if value is not None},
+            train_backbone=train_backbone,
+            clip=clip,
+        )
+        result.setdefault("stages", {})["detector"] = done
+    return _told(result, call)
 
-    module = runtime.place(module)
-    dataset = ViewDataset(paths, TwoViews(size, seed))
-    # Before a checkpoint is loaded: every run, resumed or not, is compared with its own beginning.
-    probe = MatchProbe(paths, size, seed, device, untrained=module.encoder.backbone)
-    if runtime.first and not stage.start:
-        draw_view_pairs(dataset, stage.run.pictures / "first_views.jpg")
-    about = {"method": method, "detector": detector, "steps": str(recipe.steps)}
-    done = stage.train(
-        module,
-        [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}],
-        dataset,
-        collate_views,
-        Weights("encoder.backbone.net.", backbone_note(net, about)),
-        evaluate=lambda step: probe(module.encoder.backbone),
-    )
-    if done < recipe.steps:
-        return stage.unfinished(done)
-    if runtime.first:
-        rows, run = stage.run.read_metrics(), stage.run
-        plot_training(rows, run.pictures)
-        for sentence in words(rows, int(queue.value)):
-            stage.reporter.line(sentence)
-        # Last of all: a run that has its weights is finished.
-        save_backbone(run.backbone, module.encoder.backbone, about)
-        stage.reporter.line(f"backbone: {run.backbone}")
-    return stage.summary()
+
+def _stages(asked: Sequence[StageName] | None, backbone_weights: str | None, boxes: str | None) -> list[StageName]:
+    """What to run, in the order of the flow. Raises: UserError where there is nothing to run, or nothing to run on."""
+    if asked is None:
+        return [stage for stage in STAGES if stage != "backbone" or backbone_weights is None]
+    chosen = {stage for stage in STAGES if stage in asked}
+    if not chosen:
+        raise UserError("--stages names no stage", f"Choose from {', '.join(STAGES)}")
+    if "detector" in chosen and "proposals" not in chosen:
+        if boxes is None:
+            raise UserError("the detector stage needs boxes", "Add proposals to --stages, or name --boxes FILE")
+        if not are_proposals(boxes):  # they are filtered and written like any others
+            chosen.add("proposals")
+    if boxes is not None and chosen == {"backbone"}:
+        raise UserError("--boxes is for the detector stage", "Add detector to --stages, or leave --boxes out")
+    return [stage for stage in STAGES if stage in chosen]
+
+
+def _told(result: dict[str, Any], call: Call) -> dict[str, Any]:
+    """What the verb returns: of one stage its own answer, of several the weights and each one's figures."""
+    stages: dict[str, Any] = result.pop("stages", {})
+    if not call.several:
+        return {"out": call.out, **result, **(next(iter(stages.values()), {}))}
+    finished = all(done["finished"] for done in stages.values())
+    weights = {name: done[name] for name, done in stages.items() if name in done}
+    return {"out": call.out, **result, **weights, "finished": finished, "stages": stages}
 
 
 def _names_hash(paths: Sequence[Path]) -> str:

@@ -1,0 +1,117 @@
+"""The backbone stage of `selfdet pretrain`: MoCo v2 or DenseCL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfdet.data.views import TwoViews, ViewDataset, collate_views
+from selfdet.drawing.training import plot_training
+from selfdet.drawing.views import draw_view_pairs
+from selfdet.errors import UserError
+from selfdet.interchange.starts import backbone_note, load_backbone, save_backbone
+from selfdet.methods.densecl import DenseCL
+from selfdet.methods.moco import MoCo
+from selfdet.training import defaults
+from selfdet.training.defaults import ASKED, Default
+from selfdet.training.health import MatchProbe, words
+from selfdet.training.log import plural
+from selfdet.training.stage import Weights
+from selfdet.verbs.stages import Call, StageSettings
+
+VIEW_SIZE = 224
+LOOKS = 20  # looks at the matches in a run
+
+
+def pretrain_backbone(
+    call: Call,
+    paths: Sequence[Path],
+    about: Mapping[str, Any],
+    asked: StageSettings,
+    *,
+    method: str,
+    options: Mapping[str, Any],
+    queue_length: int | None,
+    clip: float,
+) -> dict[str, Any]:
+    """Train a backbone on the images `paths`; `about` is what the run's settings say of images and architecture.
+
+    Returns what the verb does. Raises: UserError; Interrupted after saving when stopped.
+    """
+    runtime = call.runtime
+    torch.manual_seed(call.seed)
+    net, report = load_backbone(about["backbone"], about["backbone_weights"])
+    batch = defaults.batch_size(len(paths), asked.batch_size, call.by_device(cpu=64, gpu=256), call.shares)
+    images_per_step = int(batch.value)
+    length = defaults.asked_steps(len(paths), images_per_step, asked.epochs, asked.steps)
+    length = length or defaults.contrastive_steps(len(paths), images_per_step)
+    rate = defaults.contrastive_lr(len(paths), images_per_step, pretrained=about["backbone_weights"] is not None)
+    rate = rate if asked.lr is None else Default(asked.lr, ASKED)
+    queue = defaults.queue_length(len(paths)) if queue_length is None else Default(queue_length, ASKED)
+    size = VIEW_SIZE if asked.image_size is None else asked.image_size
+    net.check_image_size(size)
+
+    recipe = call.recipe(
+        steps=int(length.value),
+        batch_size=images_per_step,
+        lr=rate.value,
+        schedule="cosine",
+        warmup_steps=0,
+        clip=clip,
+        evaluate_every=max(25, int(length.value) // LOOKS),
+    )
+    if recipe.images_per_pass(call.processes) == 1 and size <= net.strides[-1]:
+        raise UserError(
+            f"one image of {size} px at a time leaves batch norm one value a channel",
+            "Use a larger --image-size, more images or a smaller --accumulate",
+        )
+    options = {"queue_length": int(queue.value), **options, "seed": call.seed}
+    module = (DenseCL if method == "densecl" else MoCo)(net, **options)
+    config = {
+        **about,
+        "method": method,
+        "method_options": options,
+        "image_size": size,
+        "precision": runtime.precision,
+        "processes": call.processes,
+        **asdict(recipe),
+    }
+    stage = call.open("backbone", config, recipe)
+    if stage.finished:
+        return stage.summary()
+    stage.introduce(
+        f"{method} on {plural(len(paths), 'image')} of {about['images']}; {runtime.describe}",
+        report=report,
+        choices={"batch size": batch, "steps": length, "learning rate": rate, "queue length": queue},
+    )
+
+    module = runtime.place(module)
+    dataset = ViewDataset(paths, TwoViews(size, call.seed))
+    # Before a checkpoint is loaded: every run, resumed or not, is compared with its own beginning.
+    probe = MatchProbe(paths, size, call.seed, runtime.fabric.device, untrained=module.encoder.backbone)
+    if runtime.first and not stage.start:
+        draw_view_pairs(dataset, stage.run.pictures / "first_views.jpg")
+    note = {"method": method, "detector": about["detector"], "steps": str(recipe.steps)}
+    done = stage.train(
+        module,
+        [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}],
+        dataset,
+        collate_views,
+        Weights("encoder.backbone.net.", backbone_note(net, note)),
+        evaluate=lambda step: probe(module.encoder.backbone),
+    )
+    if done < recipe.steps:
+        return stage.unfinished(done)
+    if runtime.first:
+        rows, run = stage.run.read_metrics(), stage.run
+        plot_training(rows, run.pictures)
+        for sentence in words(rows, int(queue.value)):
+            stage.reporter.line(sentence)
+        # Last of all: a stage that has its weights is finished.
+        save_backbone(run.backbone, module.encoder.backbone, note)
+        stage.reporter.line(f"backbone: {run.backbone}")
+    return stage.summary()

@@ -1,0 +1,147 @@
+"""The detector stage of `selfdet pretrain`: AlignDet over a frozen backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from selfdet.data.box_views import BoxViewDataset, BoxViews, box_view_preset, collate_box_views
+from selfdet.data.labels import ImageRecord
+from selfdet.detectors.optim import parameter_groups
+from selfdet.detectors.zoo import DETECTORS
+from selfdet.drawing.box_views import draw_box_views
+from selfdet.drawing.training import plot_training
+from selfdet.interchange.starts import detector_note, load_backbone, save_detector
+from selfdet.methods.aligndet import AlignDet
+from selfdet.training import defaults
+from selfdet.training.box_health import box_words
+from selfdet.training.defaults import ASKED, Default
+from selfdet.training.log import plural
+from selfdet.training.stage import Weights
+from selfdet.verbs.stages import Call, StageSettings
+
+# What a detector calls its boxes that has seen no label, and the number of this class in files.
+CLASSES, CATEGORY_IDS = ["object"], [1]
+CLIP = 10.0
+
+
+@dataclass
+class DetectorStageSettings(StageSettings):
+    """Settings of the detector stage alone; what is left out of the first five follows the flags without its name.
+
+    Args:
+        epochs: passes over the images; as --epochs if not given.
+        steps: optimiser steps, overrides epochs; as --steps if not given.
+        batch_size: images a step, over all processes; as --batch-size if not given.
+        image_size: long side of a view, pixels; as --image-size if not given.
+        lr: peak learning rate; as --lr if not given.
+        temperature: τ of the contrast of objects.
+        momentum: of the teacher after the first step; it rises to 1.
+        boxes_per_image: proposals taken of an image, the first ones; what the method's authors took if not given.
+        samples: places that are compared, of an image or of a batch as the detector has it; 2048 if not given.
+    """
+
+    temperature: float = 0.5
+    momentum: float = 0.996
+    boxes_per_image: int | None = None
+    samples: int | None = None
+
+
+def pretrain_detector(
+    call: Call,
+    records: Sequence[ImageRecord],
+    about: Mapping[str, Any],
+    asked: DetectorStageSettings,
+    *,
+    options: Mapping[str, Any],
+    train_backbone: bool,
+    clip: float | None,
+) -> dict[str, Any]:
+    """Train neck and head on images whose proposals are the boxes of `records`; `options` go to the detector's builder.
+
+    `about` is what the run's settings say of images and architecture. Returns what the verb does.
+    Raises: UserError; Interrupted after saving when stopped.
+    """
+    runtime = call.runtime
+    torch.manual_seed(call.seed)
+    backbone, report = load_backbone(about["backbone"], about["backbone_weights"])
+    size = defaults.detection_size(records) if asked.image_size is None else Default(asked.image_size, ASKED)
+    pixels = int(size.value)
+    # Frozen whatever else is said: the statistics of a backbone that is not trained are those that it brings.
+    norms = {"batch_norm": "train" if train_backbone else "frozen"}
+    net = DETECTORS[about["detector"]](1, backbone, **options, **norms, image_size=pixels)
+    batch = defaults.batch_size(len(records), asked.batch_size, call.by_device(cpu=8, gpu=16), call.shares)
+    images_per_step = int(batch.value)
+    length = defaults.asked_steps(len(records), images_per_step, asked.epochs, asked.steps)
+    length = length or defaults.box_domain_steps(len(records), images_per_step)
+    rate = defaults.finetune_lr(images_per_step) if asked.lr is None else Default(asked.lr, ASKED)
+    most = net.boxes_per_image if asked.boxes_per_image is None else asked.boxes_per_image
+    total = int(length.value)
+    recipe = call.recipe(
+        steps=total,
+        batch_size=images_per_step,
+        lr=rate.value,
+        schedule="step",
+        warmup_steps=min(500, total // 10),
+        clip=CLIP if clip is None else clip,
+    )
+    method_options: dict[str, Any] = {"temperature": asked.temperature, "momentum_start": asked.momentum}
+    method_options |= {"samples": asked.samples, "train_backbone": train_backbone, "seed": call.seed}
+    method = AlignDet(net, **method_options)
+    groups = parameter_groups(net, {}, call.weight_decay)
+    groups.append({"name": "projector", "lr_scale": 1.0, "params": list(method.projector.parameters())})
+    taken = [_first(record, most) for record in records]
+    dataset = BoxViewDataset(taken, BoxViews(*box_view_preset(pixels), seed=call.seed))
+    config = {
+        **about,
+        "method": "aligndet",
+        "method_options": method_options,
+        "options": net.config()["options"],
+        "boxes_per_image": most,
+        "image_size": pixels,
+        "precision": runtime.precision,
+        "processes": call.processes,
+        **asdict(recipe),
+    }
+    stage = call.open("detector", config, recipe)
+    if stage.finished:
+        return stage.summary()
+    boxes = sum(len(record.boxes) for record in taken)
+    stage.introduce(
+        f"AlignDet over {about['detector']} on {plural(len(taken), 'image')} of {about['images']} with "
+        f"{plural(boxes, 'proposal')}; {runtime.describe}",
+        report=report,
+        choices={"batch size": batch, "steps": length, "learning rate": rate, "image size": size},
+    )
+    if about["backbone_weights"] is None and not train_backbone:
+        stage.reporter.line(
+            "warning: the backbone is random and stays so, and neck and head learn to read it; run the backbone stage "
+            "too, or name --backbone-weights"
+        )
+
+    method = runtime.place(method)
+    if runtime.first and not stage.start:
+        draw_box_views(dataset, stage.run.pictures / "first_views.jpg")
+    note = detector_note(net, CLASSES, CATEGORY_IDS, pixels) | {"method": "aligndet", "steps": str(total)}
+    done = stage.train(method, groups, dataset, collate_box_views, Weights("detector.net.", note))
+    if done < recipe.steps:
+        return stage.unfinished(done)
+    if runtime.first:
+        rows, run = stage.run.read_metrics(), stage.run
+        plot_training(rows, run.pictures)
+        for sentence in box_words(rows):
+            stage.reporter.line(sentence)
+        # Last of all: a stage that has its weights is finished.
+        save_detector(run.detector, method.detector, note)
+        stage.reporter.line(f"detector: {run.detector}")
+    return stage.summary()
+
+
+def _first(record: ImageRecord, most: int | None) -> ImageRecord:
+    """A record with its first `most` boxes only."""
+    if not most:
+        return record
+    return replace(record, boxes=record.boxes[:most], labels=record.labels[:most])

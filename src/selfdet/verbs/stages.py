@@ -1,0 +1,103 @@
+"""What the training stages of one `pretrain` share, and what may be set for one of them alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from selfdet.training.recipe import Recipe
+from selfdet.training.runtime import Runtime
+from selfdet.training.stage import Stage, default_workers, open_stage
+
+Settings = TypeVar("Settings", bound="StageSettings")
+
+
+@dataclass
+class StageSettings:
+    """Settings of one stage alone; what is left out follows the flags without a stage's name.
+
+    Args:
+        epochs: passes over the images; as --epochs if not given.
+        steps: optimiser steps, overrides epochs; as --steps if not given.
+        batch_size: images a step, over all processes; as --batch-size if not given.
+        image_size: side of a view, pixels; as --image-size if not given.
+        lr: peak learning rate; as --lr if not given.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    image_size: int | None = None
+    lr: float | None = None
+
+    def over(self: Settings, **shared: Any) -> Settings:
+        """These settings, with those of all stages where nothing is given; a length in the one replaces any in the
+        other."""
+        merged = {name: value for name, value in shared.items() if getattr(self, name) is None}
+        if self.epochs is not None or self.steps is not None:
+            merged |= {"epochs": self.epochs, "steps": self.steps}
+        return replace(self, **merged)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of `pretrain`: where it writes, what it computes with, and the numbers that all its stages share.
+
+    `several`: whether its stages have folders of their own. `max_time`: minutes that it may take from now on, 0 for no
+    limit.
+    """
+
+    out: str
+    several: bool
+    runtime: Runtime
+    seed: int
+    weight_decay: float
+    accumulate: int
+    workers: int | None
+    log_every: int
+    save_every: int
+    max_time: float
+    resume: bool
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def shares(self) -> int:
+        """Parts that the images of a step fall into: processes × micro-batches."""
+        return self.runtime.fabric.world_size * self.accumulate
+
+    @property
+    def processes(self) -> int:
+        """Processes that train."""
+        return self.runtime.fabric.world_size
+
+    def by_device(self, cpu: int, gpu: int) -> int:
+        """A number that depends on the kind of device."""
+        return cpu if self.runtime.fabric.device.type == "cpu" else gpu
+
+    def recipe(self, **numbers: Any) -> Recipe:
+        """The recipe of a stage from what is its own."""
+        device = self.runtime.fabric.device.type
+        left = self.max_time
+        if self.max_time > 0:  # what earlier stages have left of it; 0 would mean no limit
+            left = max(1e-9, self.max_time - (time.monotonic() - self.begun) / 60)
+        return Recipe(
+            weight_decay=self.weight_decay,
+            seed=self.seed,
+            workers=default_workers(device) if self.workers is None else self.workers,
+            accumulate=self.accumulate,
+            log_every=self.log_every,
+            save_every=self.save_every,
+            max_time=left,
+            **numbers,
+        )
+
+    def open(self, name: Literal["backbone", "detector"], config: Mapping[str, Any], recipe: Recipe) -> Stage:
+        """The stage that makes the weights of this name. Raises: UserError, see `open_stage`."""
+        if not self.several:
+            return open_stage(self.out, config, recipe, self.runtime, name, resume=self.resume)
+        folder = Path(self.out) / "stages" / name
+        # That the run itself is new, or to be resumed, has been checked.
+        return open_stage(str(folder), config, recipe, self.runtime, name, resume=True, whole=self.out)
