@@ -63,7 +63,7 @@ def small_retinanet(num_classes: int = 3, seed: int = 0, **options) -> RetinaNet
             for layer in branch.conv.modules():
                 if isinstance(layer, nn.Conv2d):  # as they start, towers without norms shrink everything
                     nn.init.kaiming_normal_(layer.weight)
-        detector.net.head.classification_head.cls_logits.weight.normal_(std=0.3)
+        detector.net.head.classification_head.cls_logits.weight.normal_(std=0.05)
     return detector
 
 

@@ -16,13 +16,13 @@ def regions(detector, samples=None, boxes=EVERY_LEVEL):
 
 def test_anchor_sides_are_those_of_the_levels():
     assert anchor_sizes(320, [8, 16, 32, 64, 128]) == [4, 8, 16, 32, 64]
-    assert small_fcos(image_size=1024).config()["anchor_sizes"] == [8, 16, 32, 64, 128]
+    assert small_fcos(image_size=1024).config()["anchor_sizes"] == [[8], [16], [32], [64], [128]]
 
 
 def test_centre_sampling_keeps_its_radius_in_strides():
     for image_size in (256, 512, 1024):
         config = small_fcos(image_size=image_size).config()
-        assert config["center_sampling_radius"] * config["anchor_sizes"][0] == 1.5 * config["strides"][0]
+        assert config["center_sampling_radius"] * config["anchor_sizes"][0][0] == 1.5 * config["strides"][0]
 
 
 def test_box_losses_are_means_over_the_sampled_points_alone():

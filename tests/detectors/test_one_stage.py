@@ -40,13 +40,12 @@ def stock(detector):
         "detections_per_img": config["options"]["detections"],
         "size_divisible": config["size_divisible"],
     }
+    sizes = tuple(map(tuple, config["anchor_sizes"]))
+    anchors = AnchorGenerator(sizes, (tuple(config["aspect_ratios"]),) * 5)
     if config["detector"] == "fcos":
-        anchors = AnchorGenerator(tuple((s,) for s in config["anchor_sizes"]), ((1.0,),) * 5)
         radius = config["center_sampling_radius"]
         net = FCOS(body, config["num_classes"], anchor_generator=anchors, center_sampling_radius=radius, **shared)
     else:
-        ratios = (tuple(config["aspect_ratios"]),) * 5
-        anchors = AnchorGenerator(tuple(map(tuple, config["anchor_sizes"])), ratios)
         net = RetinaNet(body, config["num_classes"], anchor_generator=anchors, **shared)
     net.load_state_dict(detector.net.state_dict(), strict=True)
     return net

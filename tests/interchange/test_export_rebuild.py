@@ -1,23 +1,31 @@
-"""rebuild.py gives the detector that was exported: a torchvision FCOS on its own."""
+"""rebuild.py gives the detector that was exported: a torchvision network on its own."""
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from tests.detectors.scenes import small_fcos
+from tests.detectors.scenes import SMALL, small_fcos, small_retinanet
 from torchvision import tv_tensors
-from torchvision.models.detection import FCOS
+from torchvision.models.detection import FCOS, RetinaNet
 
 from selfdet.data.images import read_image
 from selfdet.data.labelled import resize_sample
 from selfdet.data.sample import boxes_xyxy, plain_sample
-from selfdet.detectors.fcos import fcos
+from selfdet.detectors.zoo import DETECTORS
 from selfdet.interchange import export_rebuild
 from selfdet.interchange.export_detector import describe, write_detector
 from selfdet.interchange.starts import load_detector
 from selfdet.models.backbones import build_backbone
+
+STOCK = {"fcos": FCOS, "retinanet": RetinaNet}
+
+
+@pytest.fixture(params=list(SMALL))
+def small(request):
+    return SMALL[request.param]
 
 
 def noise(height, width, seed=0):
@@ -68,10 +76,10 @@ def test_it_imports_nothing_of_selfdet():
 
 
 @pytest.mark.parametrize("size", [(128, 128), (37, 61), (300, 211), (128, 90), (5, 7)], ids=str)
-def test_images_of_any_size_give_the_detectors_own_boxes(tmp_path, size):
-    detector = seen(small_fcos())
+def test_images_of_any_size_give_the_detectors_own_boxes(tmp_path, size, small):
+    detector = seen(small())
     net = rebuilt(detector, tmp_path)
-    assert isinstance(net, FCOS)
+    assert type(net) is STOCK[detector.key]
     assert not net.training
     assert_same(net, detector, noise(*size), 128)
 
@@ -85,28 +93,56 @@ def test_images_of_any_size_give_the_detectors_own_boxes(tmp_path, size):
     ],
     ids=str,
 )
-def test_every_option_of_the_detector_arrives(tmp_path, options):
-    detector = seen(small_fcos(**options))
+def test_every_option_of_the_detector_arrives(tmp_path, options, small):
+    detector = seen(small(**options))
     assert_same(rebuilt(detector, tmp_path), detector, noise(150, 100), options.get("image_size", 128))
 
 
-def test_a_timm_body_brings_its_own_input_statistics(tmp_path):
+@pytest.mark.parametrize("convs", [4, 6])
+def test_a_retinanet_keeps_the_towers_it_was_trained_with(tmp_path, convs):
+    detector = seen(small_retinanet(head_convs=convs))
+    assert_same(rebuilt(detector, tmp_path), detector, noise(150, 100), 128)
+
+
+def test_anchors_of_another_shape_are_another_detector(tmp_path):
+    detector = seen(small_retinanet())
+    write_detector(tmp_path, detector, note_of(detector))
+    file = tmp_path / "detector.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "aspect_ratios": [0.25, 1.0, 4.0]}))
+    with pytest.raises(AssertionError):
+        assert_same(export_rebuild.build(tmp_path), detector, noise(150, 100), 128)
+
+
+def test_a_score_threshold_of_ones_own_leaves_the_best_boxes(tmp_path, small):
+    detector = seen(small())
+    image = noise(100, 128).float() / 255
+    with torch.no_grad():
+        found = rebuilt(detector, tmp_path)([image])[0]
+        middle = float(found["scores"].median())
+        best = export_rebuild.build(tmp_path, score_threshold=middle)([image])[0]
+    assert len(found["scores"]) > len(best["scores"]) > 0
+    torch.testing.assert_close(best["boxes"], found["boxes"][found["scores"] > middle])
+
+
+@pytest.mark.parametrize("key", list(STOCK))
+def test_a_timm_body_brings_its_own_input_statistics(tmp_path, key):
     torch.manual_seed(0)
-    detector = seen(fcos(2, build_backbone("tf_efficientnet_lite0"), fpn_channels=64, head_convs=1, image_size=128))
+    body = build_backbone("tf_efficientnet_lite0")
+    detector = seen(DETECTORS[key](2, body, fpn_channels=64, head_convs=1, image_size=128))
     assert describe(detector, note_of(detector))["mean"] == [0.5, 0.5, 0.5]
     assert_same(rebuilt(detector, tmp_path), detector, noise(150, 100), 128)
 
 
-def test_the_exported_file_is_a_detector_for_selfdet_again(tmp_path):
-    detector = small_fcos(neck_norm="bn")
+def test_the_exported_file_is_a_detector_for_selfdet_again(tmp_path, small):
+    detector = small(neck_norm="bn")
     write_detector(tmp_path, detector, note_of(detector))
     again, note = load_detector(str(tmp_path / "detector.safetensors"))
     assert describe(again, note) == describe(detector, note_of(detector))
     assert all(torch.equal(value, again.net.state_dict()[key]) for key, value in detector.net.state_dict().items())
 
 
-def test_it_can_be_trained_on_with_boxes_in_pixels_of_the_images(tmp_path):
-    detector = seen(small_fcos())
+def test_it_can_be_trained_on_with_boxes_in_pixels_of_the_images(tmp_path, small):
+    detector = seen(small())
     net = rebuilt(detector, tmp_path).train()
     image, boxes, labels = noise(100, 200), torch.tensor([[20.0, 10, 160, 90], [40, 40, 80, 70]]), torch.tensor([0, 2])
     sample = plain_sample(tv_tensors.Image(image))

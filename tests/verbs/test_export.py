@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from tests.detectors.scenes import small_fcos
+from tests.detectors.scenes import small_fcos, small_retinanet
 
 from selfdet import export
 from selfdet.cli import main
@@ -16,8 +16,9 @@ from selfdet.data.images import read_image
 from selfdet.data.labelled import resize_sample
 from selfdet.data.sample import plain_sample
 from selfdet.detectors.fcos import fcos
+from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
-from selfdet.interchange import export_detector
+from selfdet.interchange import export_detector, export_rebuild
 from selfdet.interchange.export_check import ExportMismatchError, check_images
 from selfdet.interchange.starts import save_backbone, save_detector
 from selfdet.interchange.weights import read_weights, write_safetensors
@@ -40,9 +41,10 @@ def without_selfdet(program, *words):
     return done.stdout
 
 
-def detector_run(path, detector):
-    run = RunDir.open(path, {"verb": "finetune"}, resume=False)
-    note = {**detector.config(), "classes": ["cat", "dog"], "category_ids": [17, 18], "image_size": 128}
+def detector_run(path, detector, verb="finetune", classes=("cat", "dog"), category_ids=(17, 18)):
+    run = RunDir.open(path, {"verb": verb}, resume=False)
+    about = {"classes": list(classes), "category_ids": list(category_ids), "image_size": 128}
+    note = {**detector.config(), **about}
     save_detector(run.detector, detector, note)
     return str(path)
 
@@ -56,9 +58,17 @@ def timm_fcos():
     return detector
 
 
-@pytest.mark.parametrize("body", ["resnet18", "mobilenetv3_small_050"])
-def test_an_exported_detector_finds_the_same_in_plain_torchvision(tmp_path, body, capsys):
-    detector = small_fcos(num_classes=2, neck_norm="gn") if body == "resnet18" else timm_fcos()
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: small_fcos(num_classes=2, neck_norm="gn"),
+        timm_fcos,
+        lambda: small_retinanet(num_classes=2, neck_norm="bn", head_convs=2),
+    ],
+    ids=["fcos", "timm_fcos", "retinanet"],
+)
+def test_an_exported_detector_finds_the_same_in_plain_torchvision(tmp_path, build, capsys):
+    detector = build()
     out = tmp_path / "exported"
     words = ["--init", detector_run(tmp_path / "run", detector), "--to", "torchvision", "--out", str(out), "--json"]
     assert main(["export", *words]) == 0
@@ -83,6 +93,18 @@ def test_an_exported_detector_finds_the_same_in_plain_torchvision(tmp_path, body
         boxes = torch.tensor([each["bbox"] for each in found])
         boxes[:, 2:] += boxes[:, :2]
         torch.testing.assert_close(boxes, expected["boxes"], atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("key", list(export_rebuild.NETWORKS))
+def test_a_detector_that_was_only_pre_trained_goes_out_with_its_one_class(tmp_path, key):
+    torch.manual_seed(0)
+    detector = DETECTORS[key](1, build_backbone("resnet18"), fpn_channels=64, head_convs=1, image_size=128)
+    run = detector_run(tmp_path / "run", detector, "pretrain", ["object"], [1])
+    answer = export(init=run, to="torchvision", out=str(tmp_path / "exported"))
+    assert answer["check"]["detections"] >= 100
+    assert answer["check"]["box_difference"] < 1e-3
+    described = json.loads((tmp_path / "exported" / "detector.json").read_text())
+    assert (described["detector"], described["classes"], described["category_ids"]) == (key, ["object"], [1])
 
 
 @pytest.mark.parametrize(("name", "house"), [("resnet18", "torchvision"), ("mobilenetv3_small_050", "timm")])
@@ -126,6 +148,24 @@ def test_a_detector_on_a_torchvision_network_is_no_timm_model(tmp_path):
     run = detector_run(tmp_path / "run", small_fcos(num_classes=2))
     with pytest.raises(UserError, match="--to torchvision writes the whole detector"):
         export(init=run, to="timm", out=str(tmp_path / "exported"))
+
+
+def test_a_detector_that_rebuild_cannot_build_is_refused(tmp_path, monkeypatch):
+    run = detector_run(tmp_path / "run", small_retinanet(num_classes=2))
+    monkeypatch.delitem(export_rebuild.NETWORKS, "retinanet")
+    with pytest.raises(UserError, match="is a retinanet; export to torchvision writes fcos"):
+        export(init=run, to="torchvision", out=str(tmp_path / "exported"))
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_detector_that_nobody_knows_is_refused_by_name(tmp_path):
+    detector = small_fcos(num_classes=2)
+    file = tmp_path / "d.safetensors"
+    about = {"detector": "detr", "classes": ["cat", "dog"], "category_ids": [17, 18], "image_size": 128}
+    save_detector(file, detector, {**detector.config(), **about})
+    with pytest.raises(UserError, match="unknown detector 'detr'"):
+        export(init=str(file), to="torchvision", out=str(tmp_path / "exported"))
+    assert os.listdir(tmp_path) == ["d.safetensors"]
 
 
 def tampered_weights(monkeypatch):

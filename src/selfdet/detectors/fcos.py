@@ -46,13 +46,8 @@ class FCOSDetector(OneStage):
         return one_stage_parts("(bbox_reg|bbox_ctrness)", keep_box_outputs)
 
     def config(self) -> dict[str, Any]:
-        """Plain values: `DETECTORS[detector](num_classes, build_backbone(backbone), **options)` rebuilds it; the rest
-        is what a stock torchvision FCOS needs to know beside the weights."""
-        return {
-            **self._common_config(),
-            "anchor_sizes": [size for (size,) in self.net.anchor_generator.sizes],
-            "center_sampling_radius": self.net.center_sampling_radius,
-        }
+        """Every one-stage detector's values and "center_sampling_radius", in anchor sides."""
+        return {**super().config(), "center_sampling_radius": self.net.center_sampling_radius}
 
 
 def fcos(

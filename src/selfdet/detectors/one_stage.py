@@ -130,14 +130,18 @@ class OneStage(Detector):
         """Of the box outputs (R, 4) of the taken places that have a target."""
         return {}
 
-    def _common_config(self) -> dict[str, Any]:
-        transform = self.net.transform
+    def config(self) -> dict[str, Any]:
+        """Plain values: `DETECTORS[detector](num_classes, build_backbone(backbone), **options)` rebuilds it; the rest
+        is what torchvision's own network needs to know beside the weights (sizes in px, those of anchors by level)."""
+        transform, generator = self.net.transform, self.net.anchor_generator
         return {
             "detector": self.key,
             "num_classes": self.num_classes,
             "backbone": self.backbone.name,
             "options": dict(self.options),
             "strides": list(self.net.backbone.strides),
+            "anchor_sizes": [list(sizes) for sizes in generator.sizes],
+            "aspect_ratios": list(generator.aspect_ratios[0]),
             "nms_threshold": self.net.nms_thresh,
             "mean": list(transform.image_mean),
             "std": list(transform.image_std),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from selfdet.detectors._torchvision import ExactAnchorGenerator, RetinaNet, retinanet_head
 from selfdet.detectors.base import Part
 from selfdet.detectors.batch_norm import apply_batch_norm
@@ -30,16 +28,6 @@ class RetinaNetDetector(OneStage):
     def parts(self, keep_box_outputs: bool = False) -> dict[str, Part]:
         """The backbone, the pyramid, the two towers and the two output layers."""
         return one_stage_parts("bbox_reg", keep_box_outputs)
-
-    def config(self) -> dict[str, Any]:
-        """Plain values: `DETECTORS[detector](num_classes, build_backbone(backbone), **options)` rebuilds it; the rest
-        is what a stock torchvision RetinaNet needs to know beside the weights."""
-        generator = self.net.anchor_generator
-        return {
-            **self._common_config(),
-            "anchor_sizes": [list(sizes) for sizes in generator.sizes],
-            "aspect_ratios": list(generator.aspect_ratios[0]),
-        }
 
 
 def retinanet(

@@ -17,9 +17,10 @@ from selfdet.data.labelled import resize_sample
 from selfdet.data.pixels import normalise
 from selfdet.data.sample import plain_sample
 from selfdet.detectors.base import Detector
+from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.interchange.weights import read_weights, write_safetensors
-from selfdet.models.backbones import Backbone, evaluating
+from selfdet.models.backbones import Backbone, build_backbone, evaluating
 
 BOX_TOLERANCE = 0.05  # px of the image; the same arithmetic in another process gives 0
 SCORE_TOLERANCE = 1e-4
@@ -43,9 +44,9 @@ with torch.no_grad():
 """
 
 DETECT = """
-    net, runs = exported.build(), 0
-    for threshold in (net.score_thresh, 0.0):
-        net.score_thresh = threshold
+    runs = 0
+    for threshold in (None, 0.0):
+        net = exported.build(score_threshold=threshold)
         for name in sorted(given):
             for key, value in net([given[name].float() / 255])[0].items():
                 found[f"{runs}.{key}"] = value.contiguous()
@@ -94,14 +95,7 @@ def check_detector(program: Path, weights: Path, detector: Detector, image_size:
     images = {f"image{row}": image for row, image in enumerate(check_images(image_size))}
     answer = _stranger(STRANGER + DETECT, program, images)
     samples = [resize_sample(plain_sample(tv_tensors.Image(images[name])), image_size) for name in sorted(images)]
-    net: Any = detector.net
-    threshold = net.score_thresh
-    ours = []
-    try:
-        for net.score_thresh in (threshold, 0.0):
-            ours += [detector.predict([sample])[0] for sample in samples]
-    finally:
-        net.score_thresh = threshold
+    ours = [each.predict([sample])[0] for each in (detector, _at_zero(detector)) for sample in samples]
     theirs = [{key: answer[f"{run}.{key}"] for key in found} for run, found in enumerate(ours)]
     return compare_detections(ours, theirs)
 
@@ -175,6 +169,15 @@ def check_images(image_size: int) -> list[Tensor]:
             image += weight * torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")
         images.append((image[0] * 255).to(torch.uint8))
     return images
+
+
+def _at_zero(detector: Detector) -> Detector:
+    """The detector a second time, with a score threshold of 0."""
+    config = detector.config()
+    options = {**config["options"], "score_threshold": 0.0}
+    again = DETECTORS[config["detector"]](config["num_classes"], build_backbone(config["backbone"]), **options)
+    again.net.load_state_dict(detector.net.state_dict())
+    return again
 
 
 def _check_weights(file: Path, net: nn.Module) -> None:

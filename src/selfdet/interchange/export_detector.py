@@ -13,6 +13,7 @@ from selfdet.interchange.starts import save_detector
 from selfdet.training.rundir import write_text
 
 WEIGHTS, DESCRIPTION, PROGRAM = "detector.safetensors", "detector.json", "rebuild.py"
+TRAINING = {"batch_norm"}  # options of a detector that leave its detections alone
 
 
 def write_detector(folder: Path, detector: Detector, note: Mapping[str, Any]) -> None:
@@ -31,32 +32,24 @@ def describe(detector: Detector, note: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but the weights that a rebuilt detector needs, as plain values; sizes and strides in pixels.
 
     `image_size` is the long side every image is resized to; `channels` are those of the backbone's maps that the
-    pyramid stands on.
+    pyramid stands on. The detector's `config` has the rest; what its kind needs, `rebuild.py` finds there.
     """
     config = detector.config()
-    options = config["options"]
+    options = {name: value for name, value in config["options"].items() if name not in TRAINING}
+    own = {name: value for name, value in config.items() if name not in ("num_classes", "options")}
     backbone = detector.backbone
+    net: Any = detector.net
+    levels = len(net.backbone.fpn.inner_blocks)
     return {
-        "detector": config["detector"],
-        "classes": list(note["classes"]),
-        "category_ids": list(note["category_ids"]),
-        "image_size": note["image_size"],
-        "mean": config["mean"],
-        "std": config["std"],
-        "size_divisible": config["size_divisible"],
+        **own,
+        **options,
         "backbone": {
             "library": backbone.library,
             "name": backbone.library_name,
-            "channels": list(backbone.channels[-3:]),
+            "channels": list(backbone.channels[-levels:]),
         },
-        "fpn_channels": options["fpn_channels"],
-        "neck_norm": options["neck_norm"],
-        "head_convs": options["head_convs"],
-        "strides": config["strides"],
-        "anchor_sizes": config["anchor_sizes"],
-        "center_sampling_radius": config["center_sampling_radius"],
-        "score_threshold": options["score_threshold"],
-        "nms_threshold": config["nms_threshold"],
-        "detections": options["detections"],
+        "image_size": note["image_size"],
+        "classes": list(note["classes"]),
+        "category_ids": list(note["category_ids"]),
         "made_with": {name: version(name) for name in ("selfdet", "torch", "torchvision", "timm")},
     }

@@ -1,7 +1,7 @@
 """The detector of this folder on torch, torchvision, timm and safetensors alone: detector.json + detector.safetensors.
 
     from rebuild import build
-    net = build(".")            # torchvision's FCOS in evaluation mode; run it in float32
+    net = build(".")            # torchvision's FCOS or RetinaNet in evaluation mode; run it in float32
     found = net([image])[0]     # image: (3, H, W) float, RGB in 0…1, of any size
     found["boxes"]              # (N, 4) x1 y1 x2 y2 in pixels of that image; with "scores" (N,) falling
     found["labels"]             # (N,) from 0: positions in detector.json's "classes" and "category_ids"
@@ -9,6 +9,7 @@
     python rebuild.py photo.jpg other.png       # detections as JSON
 
 The network is not one of torchvision's ready-made ones: it has its own pyramid width, anchor sizes and image size.
+`build(".", score_threshold=0.3)` leaves out what scores no more.
 Images one at a time give the figures that the export was checked with; those of different shapes in one call share
 their padding, which shifts scores at their edges a little. This is a copy of selfdet/interchange/export_rebuild.py and
 imports nothing of selfdet. SPDX-License-Identifier: Apache-2.0
@@ -31,12 +32,14 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.detection import FCOS
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
+from torchvision.ops.misc import Conv2dNormActivation
 from torchvision.transforms.v2 import functional as F
 
 NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {
@@ -73,36 +76,36 @@ class LongSide(GeneralizedRCNNTransform):
 
 
 class Pyramid(nn.Module):
-    """A body with a feature pyramid over its last three maps, and two coarser levels."""
+    """A body with a feature pyramid over its last maps, and the coarser levels that `extra` adds."""
 
     def __init__(
-        self, body: nn.Module, maps: Callable[[Tensor], list[Tensor]], channels: list[int], config: dict[str, Any]
+        self, body: nn.Module, maps: Callable[[Tensor], list[Tensor]], extra: ExtraFPNBlock, config: dict[str, Any]
     ) -> None:
         super().__init__()
         self.body = body
         self.maps = maps
         self.out_channels = config["fpn_channels"]
-        extra = LastLevelP6P7(self.out_channels, self.out_channels)
+        channels = config["backbone"]["channels"]
         self.fpn = FeaturePyramidNetwork(channels, self.out_channels, extra, NORMS[config["neck_norm"]])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return self.fpn(OrderedDict((str(level), features) for level, features in enumerate(self.maps(x))))
 
 
-def pyramid(config: dict[str, Any]) -> Pyramid:
+def pyramid(config: dict[str, Any], extra: ExtraFPNBlock) -> Pyramid:
     """The backbone named in `config`, at random, with its pyramid."""
-    name, channels = config["backbone"]["name"], config["backbone"]["channels"]
+    name, levels = config["backbone"]["name"], len(config["backbone"]["channels"])
     if config["backbone"]["library"] == "torchvision":
-        layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
+        layers = {f"layer{5 - levels + level}": str(level) for level in range(levels)}
         body = IntermediateLayerGetter(torchvision.models.get_model(name, weights=None), layers)
-        return Pyramid(body, lambda x: list(body(x).values()), channels, config)
+        return Pyramid(body, lambda x: list(body(x).values()), extra, config)
     getter = timm_features(name)
-    net, indices = getter.model, list(getter.out_indices)[-len(channels) :]
+    net, indices = getter.model, list(getter.out_indices)[-levels:]
 
     def maps(x: Tensor) -> list[Tensor]:
         return net.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
 
-    return Pyramid(net, maps, channels, config)
+    return Pyramid(net, maps, extra, config)
 
 
 def timm_features(name: str) -> Any:
@@ -118,20 +121,50 @@ def timm_features(name: str) -> Any:
                 raise
 
 
-def build(folder: str | Path = Path(__file__).parent) -> FCOS:
-    """The detector with its weights, on the CPU in evaluation mode."""
+def anchors(config: dict[str, Any]) -> AnchorGenerator:
+    """The anchors of each level."""
+    sizes = tuple(tuple(level) for level in config["anchor_sizes"])
+    return AnchorGenerator(sizes, (tuple(config["aspect_ratios"]),) * len(sizes))
+
+
+def one_stage(config: dict[str, Any]) -> dict[str, Any]:
+    """What FCOS and RetinaNet are both built with, at random."""
+    width = config["fpn_channels"]
+    return {
+        "backbone": pyramid(config, LastLevelP6P7(width, width)),
+        "num_classes": len(config["classes"]),
+        "anchor_generator": anchors(config),
+        "score_thresh": config["score_threshold"],
+        "nms_thresh": config["nms_threshold"],
+        "detections_per_img": config["detections"],
+    }
+
+
+def fcos(config: dict[str, Any]) -> FCOS:
+    """FCOS, at random."""
+    head = FCOSHead(config["fpn_channels"], 1, len(config["classes"]), num_convs=config["head_convs"])
+    return FCOS(head=head, center_sampling_radius=config["center_sampling_radius"], **one_stage(config))
+
+
+def retinanet(config: dict[str, Any]) -> RetinaNet:
+    """RetinaNet, at random, its towers as long as they were trained; torchvision's head always has four layers."""
+    width = config["fpn_channels"]
+    head = RetinaNetHead(width, anchors(config).num_anchors_per_location()[0], len(config["classes"]))
+    for branch in (head.classification_head, head.regression_head):
+        convs = (Conv2dNormActivation(width, width, norm_layer=None) for _ in range(config["head_convs"]))
+        branch.conv = nn.Sequential(*convs)
+    return RetinaNet(head=head, **one_stage(config))
+
+
+NETWORKS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"fcos": fcos, "retinanet": retinanet}
+
+
+def build(folder: str | Path = Path(__file__).parent, score_threshold: float | None = None) -> nn.Module:
+    """The detector with its weights, on the CPU in evaluation mode; `score_threshold` replaces detector.json's."""
     config = json.loads((Path(folder) / "detector.json").read_text(encoding="utf-8"))
-    sizes = tuple((size,) for size in config["anchor_sizes"])
-    net = FCOS(
-        pyramid(config),
-        len(config["classes"]),
-        anchor_generator=AnchorGenerator(sizes, ((1.0,),) * len(sizes)),
-        head=FCOSHead(config["fpn_channels"], 1, len(config["classes"]), num_convs=config["head_convs"]),
-        center_sampling_radius=config["center_sampling_radius"],
-        score_thresh=config["score_threshold"],
-        nms_thresh=config["nms_threshold"],
-        detections_per_img=config["detections"],
-    )
+    if score_threshold is not None:
+        config["score_threshold"] = score_threshold
+    net = NETWORKS[config["detector"]](config)
     size = config["image_size"]
     net.transform = LongSide(size, size, config["mean"], config["std"], size_divisible=config["size_divisible"])
     net.load_state_dict(load_file(Path(folder) / "detector.safetensors"))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from selfdet.errors import UserError
 from selfdet.interchange import export_backbone, export_detector
 from selfdet.interchange.export_check import check_backbone, check_detector, check_finite
+from selfdet.interchange.export_rebuild import NETWORKS
 from selfdet.interchange.starts import load_detector, resolve_start
 from selfdet.models.backbones import Backbone
 from selfdet.training.log import Reporter
@@ -46,9 +47,10 @@ def export(*, init: str, to: Literal["torchvision", "timm"], out: str) -> dict[s
     reporter = Reporter()
     if start.kind == "detector":
         detector, note = load_detector(init)
-        if note["detector"] != "fcos" and to == "torchvision":
+        if to == "torchvision" and note["detector"] not in NETWORKS:
             raise UserError(
-                f"--init {init} is a {note['detector']}; export to torchvision writes fcos only", "Use it with selfdet"
+                f"--init {init} is a {note['detector']}; export to torchvision writes {' and '.join(NETWORKS)} only",
+                "Use it with selfdet",
             )
         if to == "torchvision":
             with _whole_folder(target) as folder:
