@@ -24,10 +24,11 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results" / "person.jsonl"
 PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "person-curves.png"
 BACKBONE = "tf_efficientnet_lite0"
 SHAPE = f"--backbone {BACKBONE} --image-size 256 --fpn-channels 96 --head-convs 2"
-EQUAL = "--batch-size 8 --threads 1 --workers 1 --precision fp32"
+EQUAL = "--batch-size 8 --threads 1 --workers 1"
 PROPOSALS = "--max-aspect 5 --top-k 150"
-PRETRAIN = f"{SHAPE} {EQUAL} --stages detector --epochs 8 --lr 0.01"
-FINETUNE = f"{SHAPE} {EQUAL} --batch-norm frozen"
+# bfloat16 makes the frozen backbone's pass 2.8 times as fast here, and fine-tuning no faster.
+PRETRAIN = f"{SHAPE} {EQUAL} --stages detector --epochs 8 --lr 0.01 --precision bf16"
+FINETUNE = f"{SHAPE} {EQUAL} --batch-norm frozen --precision fp32"
 RATES = (0.01, 0.015)  # 1 × and 1.5 ×
 STEPS = {0.01: 400, 0.1: 400, 1.0: 1200}
 SEEDS = {("fcos", 0.01): (0, 1, 2), ("fcos", 0.1): (0, 1, 2), ("fcos", 1.0): (0,), ("retinanet", 0.1): (0, 1)}
@@ -94,20 +95,30 @@ class Bench:
             )
         return out
 
-    def finetune(self, name: str, init: str, detector: str, fraction: float, seed: int, lr: float) -> dict[str, Any]:
-        """Fine-tune on a fraction of the labels, with looks at the tuning images on the way; returns what it was."""
+    def run_of(self, init: str, detector: str, fraction: float, seed: int, lr: float) -> Path:
+        """The folder of a fine-tuning."""
+        return self.runs / f"{detector}-{init}-{fraction:g}-{seed}-{lr:g}"
+
+    def words(self, init: str, detector: str, fraction: float, seed: int, lr: float) -> str:
+        """The command that fine-tunes on a fraction of the labels, with looks at the tuning images on the way."""
         start = self.weights if init == "backbone" else self.runs / f"pretrain-{detector}"
-        out, steps = self.runs / name, STEPS[fraction]
+        steps = STEPS[fraction]
         # All labels: the tuning images are among them, so looks would say nothing.
         looks = "" if fraction == 1.0 else f"--val-data {self.tune} --evaluate-every {steps // 4} "
-        words = (
+        return (
             f"finetune --init {start} --data {self.data}/train.json --images {self.data}/images --detector {detector} "
-            f"{FINETUNE} --fraction {fraction:g} --steps {steps} --lr {lr} --seed {seed} {looks}--out {out}"
+            f"{FINETUNE} --fraction {fraction:g} --steps {steps} --lr {lr:g} --seed {seed} {looks}"
+            f"--out {self.run_of(init, detector, fraction, seed, lr)}"
         )
+
+    def finetune(self, init: str, detector: str, fraction: float, seed: int, lr: float) -> dict[str, Any]:
+        """Run it; returns the cell so far."""
+        words, out = self.words(init, detector, fraction, seed, lr), self.run_of(init, detector, fraction, seed, lr)
         selfdet(f"{words} --resume")
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         curve = [[row["step"], round(100 * (row["AP"] or 0.0), 2)] for row in rows if "AP" in row]
-        return {"steps": steps, "lr": lr, "curve": curve, "command": f"selfdet {words}"}
+        named = {"init": init, "detector": detector, "fraction": fraction, "seed": seed, "lr": lr}
+        return {**named, "steps": STEPS[fraction], "curve": curve, "command": f"selfdet {words}"}
 
     def rate(self) -> float:
         """The learning rate of all cells: the better mean over both starts, at 10 %, on the tuning images."""
@@ -116,34 +127,33 @@ class Bench:
             for init in INITS:
                 known = found(cell="rate", init=init, lr=rate)
                 if not known:
-                    done = self.finetune(f"rate-{init}-{rate}", init, "fcos", 0.1, 0, rate)
-                    known = [{"cell": "rate", "init": init, "detector": "fcos", "fraction": 0.1, "seed": 0, **done}]
+                    known = [{"cell": "rate", **self.finetune(init, "fcos", 0.1, 0, rate)}]
                     finish(known[0])
                 scores[rate].append(known[0]["curve"][-1][1])
         return max(RATES, key=lambda rate: statistics.mean(scores[rate]))
 
     def compare(self, detector: str, fraction: float, seed: int, lr: float) -> None:
         """Both starts with one seed: fine-tuned, their settings held against each other, scored once on val."""
-        names = {}
         for init in INITS:
-            name = names[init] = f"{detector}-{init}-{fraction:g}-{seed}"
             if found(cell="finetune", init=init, detector=detector, fraction=fraction, seed=seed):
                 continue
-            done = self.finetune(name, init, detector, fraction, seed, lr)
-            scored = f"--init {self.runs / name} --data {self.data}/val.json --images {self.data}/images --threads 1"
+            cell = {"cell": "finetune", **self.finetune(init, detector, fraction, seed, lr)}
+            out = self.run_of(init, detector, fraction, seed, lr)
+            scored = f"--init {out} --data {self.data}/val.json --images {self.data}/images --threads 1"
             scores = selfdet(f"evaluate {scored}")
-            cell = {"cell": "finetune", "init": init, "detector": detector, "fraction": fraction, "seed": seed}
-            finish({**cell, **{key: scores[key] for key in SCORES}, **done})
-        if all((self.runs / name / "config.yaml").exists() for name in names.values()):
-            print(f"{detector} {fraction:.0%} seed {seed}: settings that differ: {self.difference(names)}")
+            finish({**cell, **{key: scores[key] for key in SCORES}})
+        files = [self.run_of(init, detector, fraction, seed, lr) / "config.yaml" for init in INITS]
+        if all(file.exists() for file in files):
+            print(f"{detector} {fraction:.0%} seed {seed}: the settings differ in {difference(*files)}")
 
-    def difference(self, names: dict[str, str]) -> str:
-        """What two runs' settings differ in, which must be the weights alone."""
-        first, second = (yaml.safe_load((self.runs / name / "config.yaml").read_text()) for name in names.values())
-        other = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
-        if other != {"init"}:
-            raise SystemExit(f"{names}: the runs differ in {', '.join(sorted(other))}, expected init only")
-        return f"init ({first['init']} / {second['init']})"
+
+def difference(*files: Path) -> str:
+    """What two runs' settings differ in, which must be the weights alone."""
+    first, second = (yaml.safe_load(file.read_text()) for file in files)
+    other = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
+    if other != {"init"}:
+        raise SystemExit(f"{', '.join(map(str, files))} differ in {', '.join(sorted(other))}, expected init only")
+    return f"init: {first['init']} / {second['init']}"
 
 
 def found(**names: Any) -> list[dict[str, Any]]:
