@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from selfdet.training.rundir import RunDir
-from tiny_runs import FINETUNE, PRETRAIN, flags
+from tiny_runs import FINETUNE, PRETRAIN, WIDTHS, flags
 
 pytestmark = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")
 
@@ -31,6 +31,21 @@ def test_two_processes_pretrain_one_run(scenes: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in RunDir(tmp_path / "run").read_metrics()] == [0, 2, 4, 5, 5]
     assert RunDir(tmp_path / "run").read_config()["processes"] == 2
     assert done.stderr.count("densecl on 15 images") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_a_whole_detector(scenes: Path, tmp_path: Path) -> None:
+    stages = {"stages": ["proposals", "backbone", "detector"], **WIDTHS}
+    settings = {**PRETRAIN, **stages, "images": scenes / "images", "out": tmp_path / "run", "steps": 3}
+    done = command("pretrain", *flags(settings))
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["finished"]
+    assert {name: figures["step"] for name, figures in answer["stages"].items()} == {"backbone": 3, "detector": 3}
+    assert done.stderr.count("AlignDet over fcos on 15 images") == 1
+    again = command("pretrain", *flags(settings), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout) == answer
 
 
 @pytest.mark.slow
