@@ -12,6 +12,7 @@ from PIL import Image
 from selfdet.drawing import training
 from selfdet.drawing.training import plot_training
 from selfdet.training.rundir import RunDir
+from tiny_runs import tiny_aligndet
 
 
 def test_only_figures_that_are_there_are_drawn(tmp_path: Path) -> None:
@@ -27,10 +28,12 @@ def test_only_figures_that_are_there_are_drawn(tmp_path: Path) -> None:
             assert min(picture.size) > 300
 
 
-def test_every_figure_that_health_speaks_of_has_its_curve(
-    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: dict[str, dict[str, list[tuple[float, float]]]] = {}
+Chart = dict[str, list[tuple[float, float]]]
+
+
+def charts(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Chart], dict[str, float]]:
+    """The curves of each chart of a run, and the levels of all of them."""
+    drawn: dict[str, Chart] = {}
     levels: dict[str, float] = {}
 
     def plot(series: Any, out: Path, hlines: dict[str, float], **_: Any) -> None:
@@ -38,7 +41,14 @@ def test_every_figure_that_health_speaks_of_has_its_curve(
         levels.update(hlines)
 
     monkeypatch.setattr(training, "plot_curves", plot)
-    plot_training(RunDir(pretrained).read_metrics(), tmp_path)
+    plot_training(RunDir(run).read_metrics(), folder)
+    return drawn, levels
+
+
+def test_every_figure_that_health_speaks_of_has_its_curve(
+    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, levels = charts(pretrained, tmp_path, monkeypatch)
     assert set(drawn) == {
         *("loss", "similarity", "spread", "deviation"),
         *("match_accuracy", "match_error", "learning_rate"),
@@ -47,6 +57,21 @@ def test_every_figure_that_health_speaks_of_has_its_curve(
     assert levels == {"chance, log(K + 1)": math.log(65), "guessing": 0.25, "at most": 4.0}
     assert [step for step, _ in drawn["match_accuracy"]["this run"]] == [0, 5]
     assert [step for step, _ in drawn["loss"]["total"]] == [2, 4, 5]
+
+
+def test_every_figure_of_the_box_domain_has_its_curve(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfdet.verbs.pretrain_detector.plot_training", lambda rows, folder: [])
+    tiny_aligndet(scenes, tmp_path / "run", steps=4)
+    drawn, levels = charts(tmp_path / "run", tmp_path, monkeypatch)
+    assert set(drawn) == {"loss", "contrast", "box_iou", "places", "shares", "deviation", "learning_rate"}
+    assert set(drawn["loss"]) == {"total", "contrast", "objectness", "box regression", "centerness"}
+    assert set(drawn["contrast"]) == {"contrast"}
+    assert levels["chance"] > levels["floor"]
+    assert set(drawn["places"]) == {"places", "proposals", "proposals with a place"}
+    assert set(drawn["shares"]) == {"proposals with places in both views", "distances of 0 (no gradient)"}
+    assert [step for step, _ in drawn["box_iou"][""]] == [2, 4]
 
 
 def test_a_run_without_rows_has_no_charts(tmp_path: Path) -> None:

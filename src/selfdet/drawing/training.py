@@ -11,7 +11,7 @@ from selfdet.drawing.curves import plot_curves
 Rows = Sequence[Mapping[str, Any]]
 
 # Figures that others are held against: drawn as a level, not as a curve.
-LEVELS = frozenset({"loss_chance", "match_chance", "rank_limit"})
+LEVELS = frozenset({"loss_chance", "match_chance", "rank_limit", "contrast_chance", "contrast_floor"})
 
 # One picture a line: file, title, y label, and what each figure is called in it.
 PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
@@ -26,7 +26,40 @@ PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
             "classification": "classification",
             "bbox_regression": "box regression",
             "bbox_ctrness": "centerness",
+            "contrast": "contrast",
+            "objectness": "objectness",
+            "loss_classifier": "classification",
+            "loss_box_reg": "box regression",
+            "loss_objectness": "objectness of the RPN",
+            "loss_rpn_box_reg": "box regression of the RPN",
             "loss_chance": "chance, log(K + 1)",
+        },
+    ),
+    (
+        "contrast",
+        "Contrast of objects, between chance and its floor",
+        "loss (mean since the last row)",
+        {"contrast": "contrast", "contrast_chance": "chance", "contrast_floor": "floor"},
+    ),
+    ("box_iou", "Overlap of the detector's boxes with their proposals", "mean IoU", {"box_iou": ""}),
+    (
+        "places",
+        "Proposals and their places in the detector's grid",
+        "number an image",
+        {
+            "positives_per_image": "places",
+            "proposals_per_image": "proposals",
+            "ids_per_image": "proposals with a place",
+        },
+    ),
+    (
+        "shares",
+        "What was there to learn from",
+        "share, 0…1",
+        {
+            "ids_in_both": "proposals with places in both views",
+            "zero_distances": "distances of 0 (no gradient)",
+            "rpn_recall": "proposals met by the RPN",
         },
     ),
     (
@@ -50,7 +83,7 @@ PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         "deviation",
         "Spread of the embeddings",
         "standard deviation (1 = even, 0 = collapsed)",
-        {"feature_std": "images", "dense_feature_std": "cells"},
+        {"feature_std": "embeddings", "dense_feature_std": "embeddings of cells"},
     ),
     (
         "match_accuracy",
