@@ -225,8 +225,13 @@ def test_box_outputs_are_kept_where_asked(scenes: Path, tmp_path: Path, whole: P
         key = f"head.regression_head.{name}"
         assert taken[key].allclose(given[key])
     assert taken["head.classification_head.cls_logits.weight"].shape[0] > 1
-    with pytest.raises(UserError, match="--keep-box-outputs: scratch has no detector"):
-        tiny_finetune(scenes, tmp_path / "other", keep_box_outputs=True)
+
+
+def test_a_start_without_box_outputs_says_so_where_they_were_to_be_kept(
+    scenes: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    tiny_finetune(scenes, tmp_path / "run", keep_box_outputs=True, steps=1)
+    assert "no box outputs to keep: the start is no detector" in capfd.readouterr().err
 
 
 def test_the_authors_learning_rate_is_offered_with_its_reason_and_not_taken_unasked(

@@ -135,12 +135,10 @@ def build_detector(
     """A detector filled from a start, with the report of what was reused; last layers are always fresh.
 
     `detector` and `backbone` name what the start leaves open (fcos on resnet50 where nobody says); `options` go to
-    the builder, over those of a start that is a detector itself. `keep_box_outputs`: reuse the start's layers that
-    give boxes as well; only those that give classes are fresh.
+    the builder, over those of a start that is a detector itself. `keep_box_outputs`: reuse the layers that give boxes
+    as well, where the start has them; only those that give classes are fresh.
     Raises: UserError when the start's weights are of another architecture.
     """
-    if keep_box_outputs and start.kind != "detector":
-        raise UserError(f"--keep-box-outputs: {start.source} has no detector", "Leave it out, or name a detector's run")
     name = backbone or start.note.get("backbone") or "resnet50"
     if start.kind == "library" and backbone not in (None, start.note["backbone"]):
         raise UserError(f"--init {start.source} and --backbone {backbone} disagree", "Leave --backbone out")

@@ -124,8 +124,8 @@ def finetune(
         batch_norm: of the backbone: trained, frozen, or synchronised over processes; auto chooses by the start.
         fpn_channels: width of the feature pyramid; the start's own, or else 256, if not given.
         head_convs: convolutions in each tower; the start's own, or else 4, if not given.
-        keep_box_outputs: keep the start's layers that give boxes, which don't depend on the classes; else they start
-            afresh, as those that give classes always do.
+        keep_box_outputs: keep the start's layers that give boxes, which don't depend on the classes, where it has them;
+            else they start afresh, as those that give classes always do.
         accumulate: micro-batches an optimiser step is computed in.
         clip: bound of the gradient norm; 0 for none.
         seed: of the fraction, new weights, views and order.
@@ -219,6 +219,11 @@ def finetune(
         f"({subset.scheme} {subset.fraction:g}, seed {subset.seed}, hash {subset.hash[:12]})",
         *_left_out(labels, held_out),
         *_advice(start, rate, weight_decay, asked=lr is not None),
+        *(
+            ["no box outputs to keep: the start is no detector"]
+            if keep_box_outputs and start.kind != "detector"
+            else []
+        ),
         report=report,
         choices={"batch size": batch, "steps": length, "learning rate": rate, "image size": size, "batch norm": norm},
     )
