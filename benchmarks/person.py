@@ -25,10 +25,12 @@ PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "person-curves.pn
 BACKBONE = "tf_efficientnet_lite0"
 SHAPE = f"--backbone {BACKBONE} --image-size 256 --fpn-channels 96 --head-convs 2"
 EQUAL = "--batch-size 8 --threads 1 --workers 1"
-PROPOSALS = "--max-aspect 5 --top-k 150"
+# Persons here are small and tall: 44 % are under 0.8 % of their image, 15 % taller than 3 : 1.
+PROPOSALS = "--max-aspect 5 --min-side 0.025 --top-k 200"
 # bfloat16 makes the frozen backbone's pass 2.8 times as fast here, and fine-tuning no faster.
-PRETRAIN = f"{SHAPE} {EQUAL} --stages detector --epochs 8 --lr 0.01 --precision bf16"
-FINETUNE = f"{SHAPE} {EQUAL} --batch-norm frozen --precision fp32"
+PRETRAIN = f"{SHAPE} {EQUAL} --stages detector --lr 0.02 --precision bf16"
+EPOCHS = {"fcos": 8, "retinanet": 4}  # a step of RetinaNet takes twice as long
+FINETUNE = f"{SHAPE} {EQUAL} --batch-norm frozen --precision fp32 --keep-box-outputs"
 RATES = (0.01, 0.015)  # 1 × and 1.5 ×
 STEPS = {0.01: 400, 0.1: 400, 1.0: 1200}
 SEEDS = {("fcos", 0.01): (0, 1, 2), ("fcos", 0.1): (0, 1, 2), ("fcos", 1.0): (0,), ("retinanet", 0.1): (0, 1)}
@@ -75,7 +77,7 @@ class Bench:
         if not found(cell="pretrain", detector=detector):
             words = (
                 f"pretrain --images {self.photos} --boxes {self.boxes} --backbone-weights {self.weights} "
-                f"--detector {detector} {PRETRAIN} --out {out}"
+                f"--detector {detector} {PRETRAIN} --epochs {EPOCHS[detector]} --out {out}"
             )
             answer: dict[str, Any] = {"finished": False}
             while not answer["finished"]:
