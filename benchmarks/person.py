@@ -158,18 +158,18 @@ def difference(*files: Path) -> str:
     return f"init: {first['init']} / {second['init']}"
 
 
-def found(**names: Any) -> list[dict[str, Any]]:
+def found(results: Path = RESULTS, /, **names: Any) -> list[dict[str, Any]]:
     """The finished cells with these entries."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    lines = results.read_text().splitlines() if results.exists() else []
     cells = (json.loads(line) for line in lines)
     return [cell for cell in cells if all(cell.get(name) == value for name, value in names.items())]
 
 
-def finish(cell: dict[str, Any]) -> None:
+def finish(cell: dict[str, Any], results: Path = RESULTS) -> None:
     """Append one finished cell."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a") as file:
         file.write(json.dumps({"experiment": "person", **cell, "commit": commit}) + "\n")
 
 
