@@ -60,6 +60,7 @@ def test_a_run_of_several_stages_keeps_each_in_its_folder_and_the_weights_at_the
         *("backbone.safetensors", "config.yaml", "detector.safetensors", "log.txt", "proposals.json"),
         *(f"stages/{stage}/{name}" for stage in ("backbone", "detector") for name in each),
     }
+    assert " proposals in 15 images: " in (whole / "log.txt").read_text()
     for stage in ("backbone", "detector"):
         assert (whole / "pictures" / stage / "first_views.jpg").is_file()
 

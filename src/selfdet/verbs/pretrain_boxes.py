@@ -10,6 +10,7 @@ from selfdet.data.coco import read_coco
 from selfdet.errors import UserError
 from selfdet.proposing.filters import Filters
 from selfdet.proposing.selective_search import Search
+from selfdet.training.log import Reporter, plural
 from selfdet.training.rundir import RunDir
 from selfdet.verbs.proposals import proposals
 from selfdet.verbs.stages import Call
@@ -46,7 +47,8 @@ def pretrain_boxes(call: Call, images: str, boxes: str | None, settings: Proposa
     file = RunDir(call.out).proposals
     if call.runtime.first:
         file.parent.mkdir(parents=True, exist_ok=True)
-        proposals(
+        new = not file.is_file()
+        found = proposals(
             images=images,
             out=str(file),
             boxes=boxes,
@@ -55,6 +57,10 @@ def pretrain_boxes(call: Call, images: str, boxes: str | None, settings: Proposa
             resume=True,
             **asdict(settings),
         )
+        if new:  # what the verb has shown, for the run's own log
+            Reporter(RunDir(call.out).log_file).record(
+                f"{plural(found['boxes'], 'proposal')} in {plural(found['images'], 'image')}: {file}"
+            )
     # Not a barrier: finding boxes may take longer than a process waits at one.
     while not file.is_file():
         time.sleep(1.0)
