@@ -10,55 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results" / "main-job.jsonl"
-EXPERIMENT = "main-job"
+from cells import SCORES, Cells, minutes, photographs, selfdet, spread
+
+CELLS = Cells("main-job")
 # Both methods get the same steps, batch and views, and the defaults for everything that is not said here.
 PRETRAIN = "--backbone resnet18 --image-size 128 --batch-size 64 --seed 0 --threads 1"
 FINETUNE = (
     "--detector fcos --backbone resnet18 --fraction 0.1 --steps 400 --batch-size 8 --image-size 256 "
     "--fpn-channels 96 --head-convs 2 --batch-norm train --lr 0.01 --threads 1"
 )
-
-
-def done() -> list[dict[str, Any]]:
-    """The finished cells."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
-def finish(cell: dict[str, Any]) -> None:
-    """Append one finished cell."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps({"experiment": EXPERIMENT, **cell, "commit": commit}) + "\n")
-
-
-def selfdet(words: str) -> dict[str, Any]:
-    """Run one command line and return the JSON object it prints."""
-    command = [sys.executable, "-m", "selfdet", *words.split(), "--json"]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if answer.returncode:
-        raise SystemExit(f"selfdet {words} ended with exit code {answer.returncode}")
-    return json.loads(answer.stdout)
-
-
-def photographs(data: Path, runs: Path) -> Path:
-    """A text list of the train and unlabelled photographs: everything but the held-out ones."""
-    names = [image["file_name"] for part in ("train", "unlabeled") for image in _images(data / f"{part}.json")]
-    runs.mkdir(parents=True, exist_ok=True)
-    listed = runs / "photographs.txt"
-    listed.write_text("".join(f"{(data / 'images' / name).resolve()}\n" for name in names))
-    return listed
-
-
-def _images(file: Path) -> list[dict[str, Any]]:
-    return json.loads(file.read_text())["images"]
 
 
 def match_cell(photos: Path, start: str) -> dict[str, Any]:
@@ -79,27 +42,20 @@ def pretrained(run: Path) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         last |= json.loads(line)
-    timing = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
-    # "seconds" starts again at each sitting: the last value before it falls ends one.
-    ends = [
-        row["seconds"]
-        for row, after in zip(timing, [*timing[1:], {"seconds": 0.0}])
-        if after["seconds"] < row["seconds"]
-    ]
     names = ("loss", "global", "dense", "effective_rank", "feature_std", "pos_similarity", "neg_similarity")
     kept = {name: round(last[name], 4) for name in names if name in last}
-    return {"steps": last["step"], "epochs": last["epoch"] + 1, "minutes": round(sum(ends) / 60, 1), **kept}
+    return {"steps": last["step"], "epochs": last["epoch"] + 1, "minutes": minutes(run), **kept}
 
 
 def tables() -> str:
     """The finished cells as the Markdown tables of docs/results.md."""
-    cells = done()
+    cells = CELLS.found()
     lines = ["| start | seeds | AP | AP50 | AP of each seed |", "|---|---|---|---|---|"]
     for name, shown in (("scratch", "scratch"), ("moco", "MoCo v2 backbone"), ("densecl", "DenseCL backbone")):
-        found = [cell for cell in cells if cell["cell"] == "finetune" and cell["init"] == name]
+        found = CELLS.found(cell="finetune", init=name)
         if found:
             each = ", ".join(f"{100 * cell['AP']:.2f}" for cell in found)
-            ap, ap50 = (_spread([100 * cell[key] for cell in found]) for key in ("AP", "AP50"))
+            ap, ap50 = (spread([100 * cell[key] for cell in found]) for key in ("AP", "AP50"))
             lines.append(f"| {shown} | {len(found)} | {ap} | {ap50} | {each} |")
     lines += ["", "| backbone | exact matches | median error | guessing |", "|---|---|---|---|"]
     for cell in cells:
@@ -121,12 +77,6 @@ def tables() -> str:
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
 def main() -> None:
     """Run the cells that are not finished, in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -142,7 +92,7 @@ def main() -> None:
         print(tables())
         return
     photos = photographs(options.data, options.runs)
-    finished = {(cell["cell"], cell["init"], cell.get("seed")) for cell in done()}
+    finished = {(cell["cell"], cell["init"], cell.get("seed")) for cell in CELLS.found()}
 
     for method in ("densecl", "moco"):
         out = options.runs / method
@@ -150,12 +100,14 @@ def main() -> None:
             words = f"pretrain --images {photos} --method {method} {PRETRAIN} --epochs {options.epochs} --out {out}"
             if not (out / "backbone.safetensors").exists():
                 selfdet(f"{words} --resume")
-            finish({"cell": "pretrain", "init": method, "seed": 0, **pretrained(out), "command": f"selfdet {words}"})
+            CELLS.finish(
+                {"cell": "pretrain", "init": method, "seed": 0, **pretrained(out), "command": f"selfdet {words}"}
+            )
 
     starts = {"random": "random", "moco": f"{options.runs}/moco", "densecl": f"{options.runs}/densecl"}
     for name, start in starts.items():
         if ("match", name, 1) not in finished:
-            finish(
+            CELLS.finish(
                 {"cell": "match", "init": name, "seed": 1, "image_size": 224, "pairs": 256, **match_cell(photos, start)}
             )
 
@@ -171,8 +123,8 @@ def main() -> None:
             )
             answer = selfdet(words)
             scores = selfdet(f"evaluate --init {out} --data {options.data}/val.json --images {options.data}/images")
-            kept = {key: scores[key] for key in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
-            finish(
+            kept = {key: scores[key] for key in SCORES}
+            CELLS.finish(
                 {"cell": "finetune", "init": name, "detector": "fcos", "fraction": 0.1, "seed": seed}
                 | {"steps": answer["step"], **kept, "command": f"selfdet {words}"}
             )

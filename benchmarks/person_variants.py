@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import person
+from cells import SCORES, Cells, selfdet, until_finished
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results" / "person-variants.jsonl"
-EXPERIMENT = "person-variants"
+CELLS = Cells("person-variants")
 LR = 0.01
 # Name: (what it is, boxes, flags of pre-training that replace the base's).
 BASE = {"epochs": "4", "lr": "0.02"}
@@ -37,7 +37,7 @@ def boxes(bench: person.Bench, kind: str) -> Path:
     if kind == "small":
         return bench.boxes
     file = bench.runs / f"boxes-{kind}.json"
-    person.selfdet(f"proposals --images {bench.photos} --out {file} {FILTERS[kind]} --resume")
+    selfdet(f"proposals --images {bench.photos} --out {file} {FILTERS[kind]} --resume")
     return file
 
 
@@ -52,16 +52,13 @@ def pretrain(bench: person.Bench, name: str) -> tuple[Path, dict[str, Any]]:
         f"pretrain --images {bench.photos} --boxes {boxes(bench, kind)} --backbone-weights {bench.weights} "
         f"{shape} {flags} --out {out}"
     )
-    answer: dict[str, Any] = {"finished": False}
-    while not answer["finished"]:
-        answer = person.selfdet(f"{words} --max-time 14 --resume")
-    return out, {**answer, "words": words}
+    return out, {**until_finished(words, minutes=14), "words": words}
 
 
 def cell(bench: person.Bench, name: str, keep: bool) -> None:
     """Pre-train a variant and fine-tune from it, with kept box outputs or fresh ones."""
     named = {"variant": name, "keep_box_outputs": keep}
-    if person.found(RESULTS, **named):
+    if CELLS.found(**named):
         return
     start, figures = pretrain(bench, name)
     out = bench.runs / f"variant-{name}-{'kept' if keep else 'fresh'}"
@@ -71,21 +68,20 @@ def cell(bench: person.Bench, name: str, keep: bool) -> None:
         f"finetune --init {start} --data {bench.data}/train.json --images {bench.data}/images --detector fcos {tuned} "
         f"--fraction 0.1 --steps {person.STEPS[0.1]} --lr {LR} --seed 0 --out {out}"
     )
-    person.selfdet(f"{words} --resume")
-    scores = person.selfdet(f"evaluate --init {out} --data {bench.tune} --images {bench.data}/images --threads 1")
-    person.finish(
-        {"experiment": EXPERIMENT, **named, "detector": "fcos", "fraction": 0.1, "seed": 0, "lr": LR}
-        | {key: scores[key] for key in person.SCORES}
+    selfdet(f"{words} --resume")
+    scores = selfdet(f"evaluate --init {out} --data {bench.tune} --images {bench.data}/images --threads 1")
+    CELLS.finish(
+        {**named, "detector": "fcos", "fraction": 0.1, "seed": 0, "lr": LR}
+        | {key: scores[key] for key in SCORES}
         | {key: round(figures[key], 4) for key in kept}
-        | {"pretrain": f"selfdet {figures['words']}", "command": f"selfdet {words}"},
-        RESULTS,
+        | {"pretrain": f"selfdet {figures['words']}", "command": f"selfdet {words}"}
     )
 
 
 def table() -> str:
     """The finished cells as the Markdown table of docs/results.md."""
     lines = ["| pre-training | box outputs | AP | AP50 | contrast | box loss |", "|---|---|---|---|---|---|"]
-    for found in person.found(RESULTS):
+    for found in CELLS.found():
         what = VARIANTS[found["variant"]][0]
         ap, ap50 = (f"{100 * found[key]:.1f}" for key in ("AP", "AP50"))
         outputs = "kept" if found["keep_box_outputs"] else "fresh"
