@@ -45,6 +45,17 @@ def test_answers_survive_and_a_line_cut_off_by_a_kill_is_dropped(out: Path) -> N
     assert not path.exists()
 
 
+def test_an_answer_is_the_same_whether_it_was_kept_or_read_again(tmp_path: Path) -> None:
+    boxes = np.random.default_rng(0).uniform(0, 640, (200, 4)).astype(np.float32)
+    kept = Unfinished(tmp_path / "boxes.json", HEAD, resume=False)
+    kept.append(Found(1, 640, 640, boxes))
+    kept.close(remove=False)
+    read = Unfinished(tmp_path / "boxes.json", HEAD, resume=True)
+    read.close(remove=True)
+    assert kept.found[1].boxes.tolist() == read.found[1].boxes.tolist()
+    np.testing.assert_allclose(kept.found[1].boxes, boxes, atol=0.006)
+
+
 def test_a_run_killed_before_its_first_line_begins_anew(out: Path) -> None:
     out.with_name("boxes.json.unfinished.jsonl").write_bytes(b'{"sett')
     run = Unfinished(out, HEAD, resume=True)

@@ -51,9 +51,10 @@ class Unfinished:
         return len(whole) + 1
 
     def append(self, found: Found) -> None:
-        """Keep an answer."""
-        self.found[found.image_id] = found
-        self._write(found.to_dict())
+        """Keep an answer, as it will be read after a kill: with its coordinates rounded."""
+        values = found.to_dict()
+        self.found[found.image_id] = Found.from_dict(values)
+        self._write(values)
 
     def _write(self, line: dict[str, Any]) -> None:
         self.file.write(json.dumps(line).encode() + b"\n")
