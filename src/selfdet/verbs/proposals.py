@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -28,6 +28,7 @@ from selfdet.proposing.store import listing_hash, read_found, read_info, write_p
 from selfdet.proposing.unfinished import Unfinished, require_same
 from selfdet.training.log import Reporter, plural
 from selfdet.training.stop import Interrupted, Stop
+from selfdet.verbs.detector_boxes import DetectorBoxes
 
 PREVIEWS = 12  # images on the sheet
 CELL = 480  # pixels, of each on the sheet
@@ -39,6 +40,7 @@ def proposals(
     images: str,
     out: str,
     boxes: str | None = None,
+    init: str | None = None,
     data: str | None = None,
     side: int = Search.side,
     scales: Sequence[float] = Search.scales,
@@ -50,10 +52,13 @@ def proposals(
     seed: int = Search.seed,
     image_timeout: float = 60.0,
     workers: int | None = None,
+    image_size: int | None = None,
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
+    threads: int = 0,
     preview: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Find boxes that may hold objects, without labels: selective search, then filters.
+    """Find boxes that may hold objects, without labels: by selective search or a detector, then filters.
 
     An image that no box is left of gets those that pass when the bounds are relaxed: any aspect, then a quarter of the
     shortest side, then any size, then the image itself as one box.
@@ -61,7 +66,8 @@ def proposals(
     Args:
         images: folder (nested or flat), glob, text list or COCO JSON; no labels are read.
         out: COCO JSON to write, with one class `object`.
-        boxes: file of boxes to filter, COCO JSON or a list of COCO results; selective search if not given.
+        boxes: file of boxes to filter, COCO JSON or a list of COCO results, in place of a search.
+        init: run directory or detector file whose detections are filtered in place of a search, as boxes of no class.
         data: labels, COCO JSON, to measure recall by; none is measured if not given.
         side: long side in pixels that images are shrunk to for the search; boxes are in the original's pixels.
         scales: of the segmentation (k), each used in two colour spaces; larger ones give larger first regions.
@@ -70,13 +76,16 @@ def proposals(
         max_size: square root of a box's share of the image's area, at most.
         iou: a box that overlaps one before it by more is left out; 1 keeps all.
         top_k: boxes an image, at most; 0 for no limit.
-        seed: of the jitter in the order of the boxes; it, side and scales belong to the search, not to given boxes.
-        image_timeout: seconds an image may take, else it is left out and counted; 0 for no limit.
-        workers: processes; chosen from the cores and the number of images if not given.
+        seed: of the jitter in the order of the boxes; it, side and scales belong to the search alone.
+        image_timeout: seconds the search may take for an image, else it is left out and counted; 0 for no limit.
+        workers: processes of a search; chosen from the cores and the number of images if not given.
+        image_size: long side of the images that the detector sees, pixels; the run's own if not given.
+        precision: of the detector; auto takes bf16 where the hardware multiplies it.
+        threads: CPU threads of the detector; 0 for torch's choice.
         preview: write a sheet of pictures with boxes beside `out`.
         resume: continue a run that was interrupted; of a finished one, say what it found.
-    Raises: UserError when no image is found, `out` exists, or boxes or labels do not fit the images; Interrupted after
-    saving when stopped.
+    Raises: UserError when no image or no box is found, `out` exists, or boxes, labels or run do not fit; Interrupted
+    after saving when stopped.
 
     Example:
         selfdet proposals --images photos/ --out boxes.json --preview
@@ -94,16 +103,21 @@ def proposals(
         raise UserError(f"--out {out} is a folder", "Name a file, such as boxes.json, in it")
     if file.exists() and not resume:
         raise UserError(f"--out {out} exists already", "Name a new file")
+    if boxes is not None and init is not None:
+        raise UserError("--boxes and --init are both given", "Boxes come from a file or from a detector: leave one out")
     listed = numbered_images(images)
     labels = None if data is None else load_labels(data, images)
     listing = listing_hash(listed)
     if labels is not None:
         listed = _told_sizes(listed, labels)
     given = None if boxes is None else read_given(boxes, listed)
+    detector = None if init is None else DetectorBoxes(init, image_size, precision, threads)
     settings: dict[str, Any] = {"source": "selective search", **asdict(search)}
     if boxes is not None:
         content = Path(boxes).expanduser().read_bytes()
         settings = {"source": Path(boxes).name, "source_hash": hashlib.sha256(content).hexdigest()[:16]}
+    if detector is not None:
+        settings = detector.settings
     head = {"settings": {**settings, **asdict(filters)}, "listing": listing}
 
     if file.exists():
@@ -117,14 +131,23 @@ def proposals(
         unfinished = Unfinished(file, head, resume=resume)
         # What had a fault before may have been mended, or be given more time now.
         done = {number for number, answer in unfinished.found.items() if not answer.fault}
-        tasks = [
-            Task(image, filters, None if given else search, given[image.image_id] if given else None, image_timeout)
-            for image in listed
-            if image.image_id not in done
-        ]
+        if detector is not None:
+            done = detector.whole_batches(listed, done)
+        left = [image for image in listed if image.image_id not in done]
         if done:
             reporter.line(f"{plural(len(done), 'image')} of {len(listed)} done before")
-        _find(tasks, unfinished, workers, reporter)
+
+        def find(stopped: Callable[[], bool]) -> Iterator[Found]:
+            if detector is not None:
+                return detector.find(left, filters, stopped)
+            if given is not None:
+                tasks = [Task(image, filters, given=given[image.image_id], timeout=image_timeout) for image in left]
+            else:
+                compile_search()
+                tasks = [Task(image, filters, search, timeout=image_timeout) for image in left]
+            return find_all(tasks, workers, stopped)
+
+        _find(find, left, unfinished, reporter)
         _say_faults(listed, unfinished.found, reporter)
         info = write_proposals(file, listed, unfinished.found, head)
         unfinished.close(remove=True)
@@ -143,29 +166,40 @@ def proposals(
     return result
 
 
-def _find(tasks: Sequence[Task], unfinished: Unfinished, workers: int | None, reporter: Reporter) -> None:
-    """Keep the answer to each task as it comes.
+def _find(
+    find: Callable[[Callable[[], bool]], Iterator[Found]],
+    left: Sequence[ListedImage],
+    unfinished: Unfinished,
+    reporter: Reporter,
+) -> None:
+    """Keep the answer for each image that is left as it comes.
 
-    Raises: Interrupted when stopped; UserError when there is no image that boxes could be found for.
+    Raises: Interrupted when stopped; UserError when no box is found in any image.
     """
-    if any(task.given is None for task in tasks):
-        compile_search()
-    with Stop(0) as stop, reporter.counting(len(tasks), "images") as seen:
-        for done, found in enumerate(find_all(tasks, workers, lambda: bool(stop.asked)), start=1):
+    with Stop(0) as stop, reporter.counting(len(left), "images") as seen:
+        for done, found in enumerate(find(lambda: bool(stop.asked)), start=1):
             unfinished.append(found)
             seen(done)
         if stop.asked:
             unfinished.close(remove=False)
             number = len(unfinished.found)
             raise Interrupted(f"stopped by {signal.Signals(stop.asked).name}", number, stop.asked, unit="image")
-    if all(found.fault for found in unfinished.found.values()):
-        unfinished.close(remove=True)
-        first = next(iter(unfinished.found.values()))
-        path = next(task.image.path for task in tasks if task.image.image_id == first.image_id)
+    answers = unfinished.found.values()
+    if any(len(found.boxes) for found in answers):
+        return
+    unfinished.close(remove=True)
+    faulty = [found for found in answers if found.fault]
+    if len(faulty) < len(answers):
         raise UserError(
-            f"of {plural(len(tasks), 'image')} none gave boxes; {path}: {_words(first.fault)} ({first.reason})",
-            "Check the files" if first.fault != "timed_out" else "Raise --image-timeout or lower --side",
+            f"no box is left in any of {plural(len(answers) - len(faulty), 'image')}",
+            "Look at where the boxes come from, or relax the filters, for example with a smaller --min-side",
         )
+    first = faulty[0]
+    path = next(image.path for image in left if image.image_id == first.image_id)
+    raise UserError(
+        f"of {plural(len(answers), 'image')} none gave boxes; {path}: {_words(first.fault)} ({first.reason})",
+        "Check the files" if first.fault != "timed_out" else "Raise --image-timeout or lower --side",
+    )
 
 
 def _told_sizes(listed: Sequence[ListedImage], labels: Labels) -> list[ListedImage]:
@@ -192,7 +226,7 @@ def _say_counts(counts: Mapping[str, Any], reporter: Reporter) -> None:
     if counts["images_without_boxes"]:
         reporter.line(f"{plural(counts['images_without_boxes'], 'image')} without boxes")
     if counts["dropped"]:
-        reporter.line(f"given boxes left out as empty, not finite or outside their image: {counts['dropped']}")
+        reporter.line(f"boxes left out as empty, not finite or outside their image: {counts['dropped']}")
 
 
 def _say_faults(listed: Sequence[ListedImage], found: Mapping[int, Found], reporter: Reporter) -> None:
