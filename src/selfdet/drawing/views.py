@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 from selfdet.data.images import UnreadableImage
-from selfdet.data.views import ViewDataset, true_matches
+from selfdet.data.loader import TrainingDataset
+from selfdet.data.views import ViewDataset, ViewPair, true_matches
 from selfdet.drawing.boxes import colour, grid
 
 PAIRS = 9
@@ -21,31 +24,55 @@ def draw_view_pairs(dataset: ViewDataset, out: Path, side: int = 192) -> Path | 
     Numbered dots of one colour mark the same point of the source image in both views (from the affines alone).
     `side`: pixels at which a view is drawn.
     """
-    sheets: list[Image.Image] = []
+
+    def drawn(pair: ViewPair) -> tuple[Image.Image, str]:
+        size = pair.query.shape[-1]
+        cells = max(2, size // 32)
+        _, valid, points = true_matches(pair.query_affine[None], pair.key_affine[None], size, cells)
+        query, key = (
+            Image.fromarray(view.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
+            for view in (pair.query, pair.key)
+        )
+        picture, right = beside(query, key)
+        shared = valid[0].nonzero().flatten().tolist()
+        for number, cell in enumerate(shared[:: max(1, len(shared) // POINTS)][:POINTS]):
+            centre = ((cell % cells + 0.5) * size / cells, (cell // cells + 0.5) * size / cells)
+            for left, (x, y) in ((0, centre), (right, points[0, cell].tolist())):
+                _dot(picture, left + x * side / size, y * side / size, number)
+        return picture, pair.path
+
+    return sheet_of_pairs(dataset, drawn, out)
+
+
+def sheet_of_pairs(
+    dataset: TrainingDataset[Any], draw: Callable[[Any], tuple[Image.Image, str]], out: Path
+) -> Path | None:
+    """Write a sheet of the first pairs of `dataset`, each as the picture and the path that `draw` gives of it.
+
+    Returns `out`, or None where no image can be read.
+    """
+    pictures: list[Image.Image] = []
     titles: list[str] = []
     for index in range(len(dataset)):
-        if len(sheets) == PAIRS:
+        if len(pictures) == PAIRS:
             break
         with contextlib.suppress(UnreadableImage):
-            pair = dataset.load(index, 0)
-            size = pair.query.shape[-1]
-            cells = max(2, size // 32)
-            _, valid, points = true_matches(pair.query_affine[None], pair.key_affine[None], size, cells)
-            sheet = Image.new("RGB", (2 * side + 4, side), "white")
-            for left, view in ((0, pair.query), (side + 4, pair.key)):
-                picture = Image.fromarray(view.permute(1, 2, 0).numpy())
-                sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left, 0))
-            shared = valid[0].nonzero().flatten().tolist()
-            for number, cell in enumerate(shared[:: max(1, len(shared) // POINTS)][:POINTS]):
-                query = ((cell % cells + 0.5) * size / cells, (cell // cells + 0.5) * size / cells)
-                for left, (x, y) in ((0, query), (side + 4, points[0, cell].tolist())):
-                    _dot(sheet, left + x * side / size, y * side / size, number)
-            sheets.append(sheet)
-            titles.append(Path(pair.path).name)
-    if not sheets:
+            picture, path = draw(dataset.load(index, 0))
+            pictures.append(picture)
+            titles.append(Path(path).name)
+    if not pictures:
         return None
-    grid(sheets, columns=3, titles=titles, cell=2 * side + 4).save(out, quality=90)
+    grid(pictures, columns=3, titles=titles, cell=max(picture.width for picture in pictures)).save(out, quality=90)
     return out
+
+
+def beside(first: Image.Image, second: Image.Image, gap: int = 4) -> tuple[Image.Image, int]:
+    """Two pictures side by side on white, and where the second begins, in pixels."""
+    left = first.width + gap
+    both = Image.new("RGB", (left + second.width, max(first.height, second.height)), "white")
+    both.paste(first, (0, 0))
+    both.paste(second, (left, 0))
+    return both, left
 
 
 def _dot(sheet: Image.Image, x: float, y: float, number: int) -> None:
