@@ -174,7 +174,7 @@ def test_a_few_steps_of_training_lower_the_loss(small):
     assert seen[-1] < 0.8 * seen[0]
 
 
-@pytest.mark.parametrize("key", list(DETECTORS))
+@pytest.mark.parametrize("key", list(SMALL))
 def test_classes_start_at_a_probability_of_one_in_a_hundred(key):
     detector = DETECTORS[key](4, build_backbone("resnet18"), fpn_channels=64, image_size=128)
     bias = detector.net.head.classification_head.cls_logits.bias
@@ -252,7 +252,7 @@ def test_score_threshold_and_number_of_detections_bound_the_result(small):
     assert (high["scores"] > 0.3).all()
 
 
-@pytest.mark.parametrize("key", list(DETECTORS))
+@pytest.mark.parametrize("key", list(SMALL))
 @pytest.mark.parametrize(
     "options",
     [
@@ -270,7 +270,7 @@ def test_values_out_of_range_are_refused(options, key):
         DETECTORS[key](3, build_backbone("resnet18"), **options)
 
 
-@pytest.mark.parametrize("key", list(DETECTORS))
+@pytest.mark.parametrize("key", list(SMALL))
 def test_a_label_file_without_classes_is_refused(key):
     with pytest.raises(UserError, match="0 classes"):
         DETECTORS[key](0, build_backbone("resnet18"))

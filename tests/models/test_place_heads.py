@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from selfdet.models.place_heads import AnchorHead, CellHead
+from selfdet.models.place_heads import AnchorHead, CellHead, RegionHead
 
 SIZES = [(6, 5), (3, 3), (1, 2)]
 
@@ -77,3 +77,12 @@ def test_directions_do_not_depend_on_the_scale_of_the_maps_at_the_start(make):
     places = torch.arange(20)
     small = head([level / 1000 for level in levels], places)
     torch.testing.assert_close(functional.normalize(small), functional.normalize(head(levels, places)))
+
+
+def test_a_regions_embedding_is_that_of_its_features_alone_and_of_their_direction():
+    torch.manual_seed(0)
+    head, features = RegionHead(6, 3), torch.randn(5, 6)
+    found = head(features)
+    torch.testing.assert_close(head(features[[3]]), found[[3]])
+    torch.testing.assert_close(functional.normalize(head(features / 1000)), functional.normalize(found))
+    assert head(features[:0]).shape == (0, 3)

@@ -6,10 +6,15 @@ from collections.abc import Callable
 from typing import Literal
 
 from selfdet.detectors.base import Detector
+from selfdet.detectors.faster_rcnn import faster_rcnn
 from selfdet.detectors.fcos import fcos
 from selfdet.detectors.retinanet import retinanet
 
 # The keys, for the command line.
-DetectorKey = Literal["fcos", "retinanet"]
+DetectorKey = Literal["fcos", "retinanet", "faster_rcnn"]
 
-DETECTORS: dict[str, Callable[..., Detector]] = {"fcos": fcos, "retinanet": retinanet}
+DETECTORS: dict[str, Callable[..., Detector]] = {
+    "fcos": fcos,
+    "retinanet": retinanet,
+    "faster_rcnn": faster_rcnn,
+}

@@ -1,4 +1,4 @@
-"""Projection heads of a pyramid that are evaluated at chosen places only; the others cost nothing.
+"""Projection heads that are evaluated at chosen places only; the others cost nothing.
 
 Legend: B images, C channels, D embedding size, A anchors a cell, R places.
 """
@@ -77,6 +77,23 @@ class AnchorHead(nn.Module):
         counts = (ordered % self.anchors).bincount(minlength=self.anchors).tolist()
         layers = zip(hidden.split(counts), self.last.weight.chunk(self.anchors), self.last.bias.chunk(self.anchors))
         return torch.cat([functional.linear(part, weight, bias) for part, weight, bias in layers])[order.argsort()]
+
+
+class RegionHead(nn.Module):
+    """One embedding a region of interest: linear layer (as wide as the region's features) → ReLU → linear layer.
+
+    Source: AlignDet, arXiv 2307.11077, for Faster and Mask R-CNN.
+    """
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(channels, channels)
+        self.last = nn.Linear(channels, dim)
+        _initialise(self.first, self.last)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map the (R, C) features of regions to their (R, D) embeddings, not normalised."""
+        return self.last(functional.relu(self.first(features)))
 
 
 def _initialise(first: nn.Linear, last: nn.Linear) -> None:

@@ -1,0 +1,94 @@
+"""Faster R-CNN on a feature pyramid: boxes proposed at every cell, and each looked at once more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from selfdet.detectors._torchvision import ExactAnchorGenerator
+from selfdet.detectors._torchvision_rcnn import ExactScaleRoIAlign, FasterRCNN, FastRCNNConvFCHead, TwoMLPHead
+from selfdet.detectors.batch_norm import apply_batch_norm
+from selfdet.detectors.one_stage import check_options
+from selfdet.detectors.two_stage import RATIOS, TEACHER_ROIS, TwoStage, rcnn_settings, working_scale
+from selfdet.errors import UserError
+from selfdet.models.backbones import Backbone
+from selfdet.models.fpn import NORMS, BackboneWithFPN
+
+BOX_HEADS = ("2fc", "4conv1fc")
+REPRESENTATION = 1024  # features of a RoI
+RESOLUTION = 7  # cells of a RoI, along and across
+
+
+class FasterRCNNDetector(TwoStage):
+    """torchvision's Faster R-CNN behind the `Detector` protocol; build it with `faster_rcnn`."""
+
+    key = "faster_rcnn"
+
+
+def faster_rcnn(
+    num_classes: int,
+    backbone: Backbone,
+    *,
+    fpn_channels: int = 256,
+    box_head: str = "2fc",
+    batch_norm: str = "train",
+    neck_norm: str | None = None,
+    image_size: int = 640,
+    score_threshold: float = 0.01,
+    detections: int = 100,
+    teacher_rois: str = "rpn",
+) -> FasterRCNNDetector:
+    """Faster R-CNN on a pyramid of strides 4 to 64 over `backbone`, its weights untouched.
+
+    `box_head`: "2fc", two linear layers of 1,024, or "4conv1fc", four 3×3 convolutions as wide as the pyramid and one
+    linear layer. `batch_norm` rules the backbone's (`apply_batch_norm`): "train", "frozen" or "sync". `neck_norm`
+    (None, "bn", "gn") goes into the pyramid and into the box head's convolutions. `image_size` is the long side (px)
+    that images will have: it sets the sides of the anchors and which regions a level gets (`working_scale`).
+    `score_threshold` and `detections` bound an image's result. `teacher_rois`: what the teacher of box-domain
+    pre-training embeds, "rpn", the regions of its own RPN, or "proposals", the given boxes alone, which is cheaper.
+
+    Raises: UserError for values out of range.
+    Source: Ren et al. 2015, Faster R-CNN; torchvision.models.detection.FasterRCNN. Its losses and numbers are that
+    class's; the paper of AlignDet pre-trains "4conv1fc".
+    """
+    options = {
+        "fpn_channels": fpn_channels,
+        "box_head": box_head,
+        "batch_norm": batch_norm,
+        "neck_norm": neck_norm,
+        "image_size": image_size,
+        "score_threshold": score_threshold,
+        "detections": detections,
+        "teacher_rois": teacher_rois,
+    }
+    settings = pyramid_settings(num_classes, backbone, options)
+    detector = FasterRCNNDetector(FasterRCNN(num_classes=num_classes + 1, **settings), backbone, num_classes, options)
+    apply_batch_norm(detector, batch_norm)
+    return detector
+
+
+def pyramid_settings(num_classes: int, backbone: Backbone, options: dict[str, Any]) -> dict[str, Any]:
+    """What torchvision's R-CNNs on a pyramid are built with, but for the classes. Raises: UserError."""
+    channels, image_size, neck_norm = options["fpn_channels"], options["image_size"], options["neck_norm"]
+    check_options(num_classes, backbone, channels, 1, image_size)
+    for name, choices in (("box_head", BOX_HEADS), ("teacher_rois", TEACHER_ROIS)):
+        if options[name] not in choices:
+            raise UserError(f"{name} {options[name]!r}", f"expected {' or '.join(choices)}")
+    body = BackboneWithFPN(backbone, channels, neck_norm, extra="pool")
+    scale = working_scale(image_size)
+    anchors = tuple((int(8 * stride * scale),) for stride in body.strides)
+    return {
+        "backbone": body,
+        "rpn_anchor_generator": ExactAnchorGenerator(anchors, (RATIOS,) * len(anchors)),
+        "box_roi_pool": ExactScaleRoIAlign(body.strides[:-1], RESOLUTION, int(224 * scale)),
+        "box_head": _box_head(options["box_head"], channels, neck_norm),
+        **rcnn_settings(backbone, body, image_size, options["score_threshold"], options["detections"]),
+    }
+
+
+def _box_head(kind: str, channels: int, norm: str | None) -> nn.Module:
+    if kind == "2fc":
+        return TwoMLPHead(channels * RESOLUTION**2, REPRESENTATION)
+    size = (channels, RESOLUTION, RESOLUTION)
+    return FastRCNNConvFCHead(size, [channels] * 4, [REPRESENTATION], NORMS[norm])

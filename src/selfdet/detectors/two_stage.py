@@ -1,0 +1,243 @@
+"""What detectors share that first propose regions and then look at each: Faster and Mask R-CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import box_iou
+
+from selfdet.detectors._torchvision_rcnn import (
+    FasterRCNN,
+    RoIs,
+    box_features,
+    box_regression_loss,
+    class_losses,
+    decoded_boxes,
+    roi_detections,
+    roi_outputs,
+    rpn_boxes,
+    training_rois,
+)
+from selfdet.detectors.base import Batch, Detector, Part, Regions
+from selfdet.detectors.one_stage import choose, level_sides
+from selfdet.models.backbones import Backbone, evaluating
+from selfdet.models.fpn import BackboneWithFPN
+from selfdet.models.place_heads import RegionHead
+
+RATIOS = (0.5, 1.0, 2.0)  # of the anchors, height over width, as torchvision's
+# In box-domain pre-training, of an image: anchors that train the RPN, RoIs that are compared, and boxes of the RPN
+# before (a level's) and after suppression. All as in AlignDet.
+ANCHORS = 4096
+SAMPLES = 4096
+PROPOSED = (2000, 1000)
+# Background RoIs of an image that teach the classifier's layer what is no object.
+BACKGROUND = 128
+TEACHER_ROIS = ("rpn", "proposals")
+
+
+class TwoStage(Detector):
+    """A two-stage network of torchvision's behind the `Detector` protocol."""
+
+    net: FasterRCNN
+    key: ClassVar[str]
+
+    def __init__(self, net: FasterRCNN, backbone: Backbone, num_classes: int, options: dict[str, Any]) -> None:
+        super().__init__(net, backbone, num_classes)
+        self.options = options
+        self.size_divisor = net.transform.size_divisible
+
+    def body(self, tensor: Tensor) -> dict[str, Tensor]:
+        """The four maps (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images that the pyramid stands on."""
+        return self.net.backbone.maps(self.net.backbone.body, tensor)
+
+    def neck(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Pyramid maps (B, fpn_channels, H/stride, W/stride), finest first, "pool" the last."""
+        return self.net.backbone.fpn(dict(maps))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """torchvision's own "loss_objectness" and "loss_rpn_box_reg" of the RPN, "loss_classifier" and "loss_box_reg"
+        of the RoIs (scalars, float32), in torchvision's numbers: 256 anchors and 512 RoIs an image, a half and a
+        quarter of them with an object where there are so many."""
+        return self._losses(batch)[0]
+
+    def _losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], RoIs]:
+        """The losses, and for a branch that learns from the same RoIs the maps and these."""
+        maps = self.features(batch)
+        boxes, losses = rpn_boxes(self.net, batch.tensor, batch.sizes, maps, batch.targets)
+        rois = training_rois(self.net, boxes, _from_one(batch.targets, "labels"))
+        outputs = roi_outputs(self.net, box_features(self.net, maps, rois.boxes, batch.sizes))
+        return {**losses, **class_losses(*outputs, rois)}, maps, rois
+
+    def detections(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Per image "boxes" (N, 4) xyxy px of the image as given, "scores" (N,) falling, "labels" (N,) 0…K−1."""
+        return self._detections(batch)[0]
+
+    def _detections(self, batch: Batch) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        maps = self.features(batch)
+        boxes, _ = rpn_boxes(self.net, batch.tensor, batch.sizes, maps)
+        outputs = roi_outputs(self.net, box_features(self.net, maps, boxes, batch.sizes))
+        return roi_detections(self.net, *outputs, boxes, batch.sizes), maps
+
+    def projector(self, dim: int) -> nn.Module:
+        """Linear → ReLU → linear in place of the classifier: an embedding of size `dim` a RoI."""
+        return RegionHead(self.net.roi_heads.box_predictor.cls_score.in_features, dim)
+
+    def regions(
+        self,
+        maps: Mapping[str, Tensor],
+        batch: Batch,
+        projector: nn.Module,
+        generator: torch.Generator,
+        *,
+        losses: bool,
+        samples: int | None = None,
+    ) -> list[Regions]:
+        """RoIs that hold a target: the RPN's boxes with an IoU of 0.5 with it, and the target's own; one `Regions`.
+
+        At most `samples` of each image; background is left out. Without `losses` the option `teacher_rois` may take the
+        targets' own boxes alone, and the RPN is not run. `losses`: the library's own "loss_objectness" and
+        "loss_rpn_box_reg" of an image's 4,096 anchors, those of a target first, then background; "loss_box_reg" of the
+        taken RoIs (a mean over them; as for the first class, whatever the target); and "loss_classifier", object or
+        background, of the taken RoIs and up to 128 background ones an image. The last trains the classifier's layer
+        alone, on features without gradient, so that what is pre-trained can already rank its boxes.
+        Figures: "rpn_recall", the share of the targets that a box of the RPN meets with an IoU of 0.5.
+
+        Source: Li et al., AlignDet, arXiv 2307.11077; of the classifier's loss: this project.
+        """
+        net, levels, most = self.net, dict(maps), SAMPLES if samples is None else samples
+        own: dict[str, Tensor] = {}
+        if losses or self.options["teacher_rois"] == "rpn":
+            targets = batch.targets if losses else None
+            sampler = Draws(generator, ANCHORS)
+            boxes, own = rpn_boxes(net, batch.tensor, batch.sizes, levels, targets, counts=PROPOSED, sampler=sampler)
+        else:
+            boxes = [target["boxes"].to(next(net.parameters()).dtype)[:0] for target in batch.targets]
+        sampler = Draws(generator, most, BACKGROUND if losses else 0)
+        rois = training_rois(net, boxes, _from_one(batch.targets, "ids"), sampler)
+        held = [labels > 0 for labels in rois.labels]
+        taken = [each[objects] for each, objects in zip(rois.boxes, held)]
+        features = box_features(net, levels, taken, batch.sizes)
+        objects = torch.cat(held)
+        regions = Regions(projector(features), torch.cat(rois.labels)[objects] - 1, torch.cat(taken))
+        if losses:
+            _, regression = roi_outputs(net, features)
+            regions.boxes = decoded_boxes(net, regression.detach(), regions.boxes)
+            own["loss_box_reg"] = box_regression_loss(regression, torch.cat(rois.deltas)[objects])
+            rest = [each[~objects] for each, objects in zip(rois.boxes, held)]
+            own["loss_classifier"] = self._object_or_not(features, levels, rest, batch.sizes)
+            regions.losses, regions.figures = own, _recall(boxes, batch.targets)
+        return [regions]
+
+    def _object_or_not(
+        self, features: Tensor, maps: dict[str, Tensor], background: list[Tensor], sizes: list[tuple[int, int]]
+    ) -> Tensor:
+        # The statistics of a batch norm in the box head stay those of the taken RoIs.
+        with torch.no_grad(), evaluating(self.net.roi_heads.box_head):
+            rest = box_features(self.net, maps, background, sizes)
+        logits, _ = roi_outputs(self.net, torch.cat([features.detach(), rest]))
+        truth = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        truth[: len(features)] = 1
+        with torch.autocast(logits.device.type, enabled=False):
+            return functional.cross_entropy(logits, truth, reduction="sum") / max(1, len(logits))
+
+    def parts(self, keep_box_outputs: bool = False) -> dict[str, Part]:
+        """The backbone, the pyramid, the whole RPN, the box head and its two output layers.
+
+        With `keep_box_outputs` the layer that gives boxes counts to the head. It has four rows a class: it fits where
+        the number of classes is the same, so after pre-training (one class) where there is one.
+        """
+        classifier, boxes = (rf"roi_heads\.box_predictor\.{layer}\." for layer in ("cls_score", "bbox_pred"))
+        head = r"roi_heads\.box_head\."
+        return {
+            "backbone": Part([r"backbone\.body\."]),
+            "neck": Part([r"backbone\.fpn\."]),
+            "rpn": Part([r"rpn\."]),
+            "head": Part([head, boxes] if keep_box_outputs else [head]),
+            "last": Part([classifier] if keep_box_outputs else [classifier, boxes], reinit=True),
+        }
+
+    def config(self) -> dict[str, Any]:
+        """Plain values: `DETECTORS[detector](num_classes, build_backbone(backbone), **options)` rebuilds it; the rest
+        is what torchvision's own network needs to know beside the weights: "anchor_sizes" (px) of each map,
+        "canonical_scale" (px, of its `MultiScaleRoIAlign`)."""
+        transform, generator = self.net.transform, self.net.rpn.anchor_generator
+        return {
+            "detector": self.key,
+            "num_classes": self.num_classes,
+            "backbone": self.backbone.name,
+            "options": dict(self.options),
+            "strides": list(self.net.backbone.strides),
+            "anchor_sizes": [list(sizes) for sizes in generator.sizes],
+            "aspect_ratios": list(generator.aspect_ratios[0]),
+            "canonical_scale": self.net.roi_heads.box_roi_pool.canonical_scale,
+            "nms_threshold": self.net.roi_heads.nms_thresh,
+            "mean": list(transform.image_mean),
+            "std": list(transform.image_std),
+            "size_divisible": transform.size_divisible,
+        }
+
+
+class Draws:
+    """A sampler for the library's RPN and RoI heads that draws with a generator of ours (on the CPU).
+
+    Of each image at most `objects` anchors or RoIs with an object, and `background` without one; if None as many as
+    `objects` leaves room for.
+    """
+
+    def __init__(self, generator: torch.Generator, objects: int, background: int | None = None) -> None:
+        self.generator, self.objects, self.background = generator, objects, background
+
+    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Masks (N,) bool of the objects and of the background, of each image's labels (N,): above 0, 0."""
+        pairs = [self._draw(each) for each in labels]
+        return [objects for objects, _ in pairs], [background for _, background in pairs]
+
+    def _draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        masks = torch.zeros(2, len(labels), dtype=torch.bool, device=labels.device)
+        found, nothing = masks[0].clone(), masks[0].clone()
+        objects = choose(labels > 0, nothing, self.objects, self.generator)
+        room = self.objects - len(objects) if self.background is None else self.background
+        masks[0, objects] = True
+        masks[1, choose(found, labels == 0, room, self.generator)] = True
+        return masks[0], masks[1]
+
+
+def _from_one(targets: list[dict[str, Tensor]], name: str) -> list[dict[str, Tensor]]:
+    """Targets with their `name` counted from 1 as labels, 0 being the library's background."""
+    return [{"boxes": target["boxes"], "labels": target[name] + 1} for target in targets]
+
+
+def _recall(boxes: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    hits = [
+        (box_iou(target["boxes"].to(found.dtype), found) >= 0.5).any(1)
+        for found, target in zip(boxes, targets)
+        if len(target["boxes"])
+    ]
+    return {"rpn_recall": torch.cat(hits).float().mean()} if hits else {}
+
+
+def rcnn_settings(
+    backbone: Backbone, body: BackboneWithFPN, image_size: int, score_threshold: float, detections: int
+) -> dict[str, Any]:
+    """What torchvision's networks are told of images and results."""
+    return {
+        "min_size": image_size,
+        "max_size": image_size,
+        "image_mean": list(backbone.mean),
+        "image_std": list(backbone.std),
+        "box_score_thresh": score_threshold,
+        "box_detections_per_img": detections,
+        "size_divisible": body.strides[-2],  # keeps the anchors of all levels but the coarsest exact
+    }
+
+
+def working_scale(image_size: int) -> float:
+    """How much smaller than usual anchors and the regions of a level are, for images of `image_size` px.
+
+    As of a one-stage detector's `level_sides`: half as large up to 400 px, as large as in the paper from 784 px on.
+    """
+    return level_sides(image_size, [8])[0] / 8

@@ -1,0 +1,164 @@
+"""Contracts: what we use of torchvision's R-CNNs beyond their documented interface is still as we know it."""
+
+import inspect
+
+import pytest
+import torch
+from tests.detectors.rcnn_scenes import BOXES, random_maps, small_faster
+from tests.detectors.scenes import sample
+from torchvision.models.detection import roi_heads
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import MultiScaleRoIAlign
+
+from selfdet.detectors._torchvision_rcnn import (
+    ExactScaleRoIAlign,
+    _tuned,
+    box_features,
+    box_regression_loss,
+    class_losses,
+    decoded_boxes,
+    roi_detections,
+    roi_outputs,
+    rpn_boxes,
+    training_rois,
+)
+from selfdet.detectors.two_stage import Draws
+
+SIZES = [(128, 128)]
+
+
+def given(samples=None):
+    detector = small_faster(num_classes=2)
+    batch = detector.prepare([sample(128, 128, BOXES, [0, 1])] if samples is None else samples)
+    return detector.net, batch, random_maps(batch)
+
+
+def test_pooling_guesses_its_scales_once_from_the_first_batch_and_ours_is_told_them():
+    theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+    maps = {str(level): torch.randn(1, 1, 16 >> level, 16 >> level) for level in range(4)}
+    theirs(maps, [torch.tensor([[1.0, 1, 20, 20]])], [(33, 33)])  # 33 px in a batch of 64 px
+    assert theirs.scales[0] == 0.5  # once this fails, ExactScaleRoIAlign can go
+    ours = ExactScaleRoIAlign([4, 8, 16, 32], 7)
+    pooled = ours(maps, [torch.tensor([[1.0, 1, 20, 20]])], [(33, 33)])
+    right = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+    assert pooled.equal(right(maps, [torch.tensor([[1.0, 1, 20, 20]])], [(64, 64)]))
+    assert ours.scales == right.scales == [0.25, 0.125, 0.0625, 0.03125]
+
+
+@pytest.mark.parametrize(("side", "level"), [(55, 0), (57, 1), (113, 2), (225, 3), (400, 3)])
+def test_regions_go_to_the_level_of_their_size_beside_the_canonical_scale(side, level):
+    maps = {str(index): torch.full((1, 1, 128 >> index, 128 >> index), float(index)) for index in range(4)}
+    pooled = ExactScaleRoIAlign([4, 8, 16, 32], 1, 112)(maps, [torch.tensor([[0.0, 0, side, side]])], [(512, 512)])
+    assert pooled.item() == level
+
+
+def test_a_tuned_module_has_other_settings_and_the_same_weights():
+    rpn = small_faster().net.rpn
+    twin = _tuned(rpn, training=False, head=len, fg_bg_sampler=None)
+    assert (twin.training, twin.head, twin.fg_bg_sampler) == (False, len, None)
+    assert rpn.training
+    assert rpn.fg_bg_sampler is not None
+    assert rpn.head is not len
+    assert twin.anchor_generator is rpn.anchor_generator
+    layers = ("conv.0.0", "cls_logits", "bbox_pred")
+    assert list(rpn.state_dict()) == [f"head.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+
+
+def test_the_rpn_keeps_its_settings_where_we_replace_them():
+    rpn = small_faster().net.rpn
+    assert rpn._pre_nms_top_n == {"training": 2000, "testing": 1000}
+    assert rpn._post_nms_top_n == {"training": 2000, "testing": 1000}
+    assert (rpn.fg_bg_sampler.batch_size_per_image, rpn.fg_bg_sampler.positive_fraction) == (256, 0.5)
+    assert list(inspect.signature(RegionProposalNetwork.forward).parameters) == [
+        "self",
+        "images",
+        "features",
+        "targets",
+    ]
+    names = list(inspect.signature(RegionProposalNetwork.assign_targets_to_anchors).parameters)
+    assert names == ["self", "anchors", "targets"]
+
+
+def test_the_rpn_proposes_as_many_boxes_as_counted():
+    net, batch, maps = given()
+    usual, losses = rpn_boxes(net, batch.tensor, batch.sizes, maps)
+    assert losses == {}
+    few, _ = rpn_boxes(net, batch.tensor, batch.sizes, maps, counts=(50, 7))
+    assert len(few[0]) == 7 < len(usual[0]) <= 1000
+    assert not few[0].requires_grad
+
+
+def test_the_rpn_trains_the_anchors_that_our_sampler_takes():
+    net, batch, maps = given()
+    seen = []
+
+    def sampler(labels):
+        seen.append(labels)
+        return Draws(torch.Generator(), 4096)(labels)
+
+    found = rpn_boxes(net, batch.tensor, batch.sizes, maps, batch.targets, sampler=sampler)[1]
+    assert set(found) == {"loss_objectness", "loss_rpn_box_reg"}
+    labels = seen[0][0]
+    assert set(labels.tolist()) == {-1.0, 0.0, 1.0}
+    logits = torch.cat([level.permute(0, 2, 3, 1).flatten() for level in net.rpn.head(list(maps.values()))[0]])
+    taken = labels >= 0  # fewer than 4,096
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[taken], labels[taken])
+    torch.testing.assert_close(found["loss_objectness"], expected)
+
+
+def test_training_rois_are_the_boxes_and_the_targets_own_with_their_labels():
+    net = small_faster().net
+    names = list(inspect.signature(RoIHeads.select_training_samples).parameters)
+    assert names == ["self", "proposals", "targets"]
+    targets = [{"boxes": torch.tensor(BOXES, dtype=torch.float32), "labels": torch.tensor([7, 900])}]
+    boxes = [torch.tensor([[10.0, 12, 40, 58], [0, 0, 5, 5], [50, 20, 90, 90], [50, 20, 60, 90]])]
+    rois = training_rois(net, boxes, targets, Draws(torch.Generator(), 100))
+    assert rois.boxes[0].equal(torch.cat([boxes[0], targets[0]["boxes"]]))
+    assert rois.labels[0].tolist() == [7, 0, 900, 0, 7, 900]
+    assert [row for row, label in zip(rois.rows[0].tolist(), rois.labels[0]) if label] == [0, 1, 0, 1]
+    assert rois.deltas[0][-1].tolist() == [0, 0, 0, 0]
+    assert len(boxes[0]) == 4
+    sampler = net.roi_heads.fg_bg_sampler
+    assert (sampler.batch_size_per_image, sampler.positive_fraction) == (512, 0.25)
+
+
+def test_without_rois_the_box_head_is_on_the_graph():
+    net, batch, maps = given()
+    features = box_features(net, maps, [torch.zeros(0, 4)], batch.sizes)
+    assert features.shape == (0, 1024)
+    sum(class_losses(*roi_outputs(net, features), None).values()).backward()
+    for part in (net.roi_heads.box_head, net.roi_heads.box_predictor):
+        assert all(parameter.grad is not None and not parameter.grad.any() for parameter in part.parameters())
+
+
+def test_the_box_loss_of_objects_is_that_of_the_first_class_whatever_the_logits():
+    regression = torch.randn(3, 12, requires_grad=True)
+    deltas = torch.randn(3, 4)
+    loss = box_regression_loss(regression, deltas)
+    expected = torch.nn.functional.smooth_l1_loss(regression[:, 4:8], deltas, beta=1 / 9, reduction="sum") / 3
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert not regression.grad[:, :4].any()
+    assert not regression.grad[:, 8:].any()
+    assert box_regression_loss(regression[:0], deltas[:0]) == 0
+    names = list(inspect.signature(roi_heads.fastrcnn_loss).parameters)
+    assert names == ["class_logits", "box_regression", "labels", "regression_targets"]
+
+
+def test_boxes_of_the_first_class_are_decoded_in_tenths_and_fifths_of_the_region():
+    net = small_faster(num_classes=2).net
+    regression = torch.zeros(1, 12)
+    regression[0, 4:8] = torch.tensor([10.0, 0, 0, 5])
+    box = decoded_boxes(net, regression, torch.tensor([[10.0, 10, 30, 30]]))
+    torch.testing.assert_close(box, torch.tensor([[30, 20 - 10 * 2.7182818, 50, 20 + 10 * 2.7182818]]))
+
+
+def test_the_librarys_background_is_its_class_zero_and_not_ours():
+    net = small_faster(num_classes=2).net
+    logits = torch.tensor([[9.0, 0, 0], [0, 9, 0], [0, 0, 8]])
+    boxes = [torch.tensor([[10.0, 10, 30, 30], [40, 40, 60, 60], [70, 70, 90, 90]])]
+    found = roi_detections(net, logits, torch.zeros(3, 12), boxes, SIZES)[0]
+    sure = found["scores"] > 0.5
+    assert found["labels"][sure].tolist() == [0, 1]
+    assert found["boxes"][sure].equal(boxes[0][1:])
