@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,42 @@ def test_masks_are_read_only_when_asked_for(records: list[ImageRecord]) -> None:
     assert LabelledDataset(records, image_size=40, seed=0).load(0, 0).masks is None
     assert LabelledDataset(records, image_size=40, seed=0, with_masks=True).load(0, 0).masks is not None
     assert records[0].segmentations, "the caller's records are left as they are"
+
+
+def test_objects_without_a_segmentation_are_counted_and_none_with_one_is_refused(records: list[ImageRecord]) -> None:
+    dataset = LabelledDataset([records[0], replace(records[1], segmentations=[None])], image_size=40, seed=0)
+    assert dataset.unmasked == 1
+    bare = [replace(record, segmentations=[None]) for record in records]
+    assert LabelledDataset(bare, image_size=40, seed=0).unmasked == 2
+    with pytest.raises(UserError, match="none of the 2 objects to learn has a segmentation"):
+        LabelledDataset(bare, image_size=40, seed=0, with_masks=True)
+    empty = [replace(records[0], boxes=records[0].boxes[:0], labels=records[0].labels[:0], segmentations=[])]
+    assert LabelledDataset(empty, image_size=40, seed=0, with_masks=True, train=False).load(0, 0).masks is not None
+
+
+def test_masks_of_an_item_are_resized_and_mirrored_with_its_picture(tmp_path: Path) -> None:
+    """Every augmented scene: white on black, its only object as polygon and as run lengths."""
+    pixels = np.zeros((48, 64), bool)
+    pixels[8:32, 4:20] = True
+    Image.fromarray(255 * pixels.astype(np.uint8)).save(tmp_path / "a.png")
+    runs = {"size": [48, 64], "counts": [4 * 48 + 8, *[24, 24] * 15, 24, 16 + 44 * 48]}
+    outline = [[4, 8, 20, 8, 20, 32, 4, 32]]
+    boxes, labels = np.array([[4, 8, 20, 32]] * 2, np.float32), np.zeros(2, np.int64)
+    record = ImageRecord(1, tmp_path / "a.png", 64, 48, boxes, labels, [outline, runs], [1, 2])
+    dataset = LabelledDataset([record], image_size=96, seed=0, scale_jitter=(0.4, 2.0), with_masks=True)
+    sides = set()
+    for epoch in range(12):
+        sample = dataset.load(0, epoch)
+        sides.add(sample.boxes[0, 0].item() < sample.size[1] / 4)
+        assert sample.masks is not None
+        assert sample.masks.shape == (2, *sample.size)
+        assert torch.equal(sample.masks[0], sample.masks[1])
+        assert np.abs(np.array(extent(sample.masks[0])) - sample.boxes[0].tolist()).max() <= 0.5 + 1e-4
+        # Grey pixels lie on the edge; the others are on the same side of it in picture and mask.
+        picture, mask = sample.image[0].as_subclass(Tensor), sample.masks[0].as_subclass(Tensor)
+        assert mask[picture > 200].all()
+        assert not mask[picture < 55].any()
+    assert sides == {True, False}
 
 
 def test_a_scale_jitter_that_descends_is_refused(records: list[ImageRecord]) -> None:

@@ -142,17 +142,37 @@ class TestSamples:
         runs[:, 2] = True
         np.testing.assert_array_equal(masks.numpy(), [polygon, runs])
 
-    def test_a_missing_or_misshapen_segmentation_is_the_users_error_only_when_masks_are_wanted(
-        self, write: Write
-    ) -> None:
+    def test_an_object_without_a_segmentation_keeps_its_box_and_has_an_empty_mask(self, write: Write) -> None:
+        for nothing in (None, [], [[1, 1, 4, 1]]):
+            content = coco()
+            content["annotations"][3]["segmentation"] = nothing
+            sample = read_sample(load_labels(write(content)).records[2], with_masks=True)
+            assert sample.boxes.tolist() == [[6, 4, 8, 6]]
+            assert sample.masks is not None
+            assert sample.masks.shape == (1, 6, 8)
+            assert not sample.masks.any()
+
+    def test_a_misshapen_segmentation_is_the_users_error_only_when_masks_are_wanted(self, write: Write) -> None:
         content = coco()
         content["annotations"][2]["segmentation"]["size"] = [8, 6]
         records = load_labels(write(content)).records
         read_sample(records[0])
-        with pytest.raises(UserError, match=r"annotation 3 of .*30\.png cannot be read"):
+        with pytest.raises(UserError, match=r"annotation 3 of .*30\.png cannot be read: its size is \[8, 6\]"):
             read_sample(records[0], with_masks=True)
-        with pytest.raises(UserError, match=r"annotation 4 .* has no segmentation"):
-            read_sample(records[2], with_masks=True)
+
+    def test_masks_of_a_turned_photograph_lie_on_the_picture_they_were_drawn_on(self, write: Write) -> None:
+        """White where the annotations are, whichever way the picture is stored."""
+        labels = load_labels(write(coco()))
+        white = np.zeros((6, 8, 3), np.uint8)
+        white[1:3, 1:4] = white[:, 2] = 255
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be seen turned a quarter clockwise
+        upright = Image.fromarray(white)
+        for stored in (upright, upright.transpose(Image.Transpose.ROTATE_90)):
+            stored.save(labels.records[0].path, exif=exif)
+            sample = read_sample(labels.records[0], with_masks=True)
+            assert sample.masks is not None
+            np.testing.assert_array_equal(sample.masks.any(0).numpy(), sample.image[0].numpy() > 0)
 
     def test_boxes_of_a_turned_photograph_lie_on_the_picture_they_were_drawn_on(self, write: Write) -> None:
         labels = load_labels(write(coco()))

@@ -69,6 +69,16 @@ def test_scenes_are_read_like_any_coco_data_set(scenes: Path) -> None:
         assert sample.masks.flatten(1).sum(dim=1).tolist() == [a["area"] for a in own]
 
 
+def test_masks_come_back_from_the_label_file_to_the_pixel(scenes: Path) -> None:
+    annotations = read(scenes)["annotations"]
+    for record in load_labels(scenes).records:
+        masks = read_sample(record, with_masks=True).masks
+        runs = [a["segmentation"]["counts"] for a in annotations if a["image_id"] == record.image_id]
+        expected = [np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(128, 128).T for counts in runs]
+        assert masks is not None
+        np.testing.assert_array_equal(masks.numpy(), np.array(expected, bool).reshape(-1, 128, 128))
+
+
 def test_a_pixel_belongs_to_one_object_at_most(scenes: Path) -> None:
     labels = read(scenes)
     for image in labels["images"]:

@@ -1,4 +1,4 @@
-"""Labelled images as a detector is trained and evaluated on them: resized, flipped, their boxes following exactly."""
+"""Labelled images as a detector learns from them: resized, flipped, their boxes and masks following exactly."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from selfdet.data.images import Quarantine, UnreadableImage
 from selfdet.data.labels import ImageRecord, read_sample
 from selfdet.data.loader import sample_rng
+from selfdet.data.masks import has_segmentation
 from selfdet.data.sample import Sample, boxes_xyxy
 from selfdet.errors import UserError
 
@@ -29,6 +30,9 @@ class LabelledDataset:
     In training the long side is `image_size` times a factor drawn evenly from `scale_jitter`, and half of the images
     are mirrored; otherwise the long side is `image_size`. The choices depend on (seed, epoch, index) alone. Boxes
     with a side under 1 px after that are dropped; an image may be left without any. Ids are positions in the record.
+    With masks, `unmasked` is the number of objects without a segmentation, whose masks are empty.
+
+    Raises: UserError for a jitter that is none, and when masks are wanted and no object has one.
     """
 
     def __init__(
@@ -44,6 +48,12 @@ class LabelledDataset:
     ) -> None:
         if not 0 < scale_jitter[0] <= scale_jitter[1]:
             raise UserError(f"the scale jitter {scale_jitter} is not two ascending factors above 0", "Try 0.8 1.0")
+        self.unmasked = sum(not has_segmentation(each) for record in records for each in record.segmentations)
+        if with_masks and self.unmasked and self.unmasked == sum(len(record.boxes) for record in records):
+            raise UserError(
+                f"none of the {self.unmasked} objects to learn has a segmentation, so there are no masks to learn from",
+                "Train a detector without masks, such as --detector faster_rcnn, or label polygons or RLE",
+            )
         # Polygons would be copied to every worker for nothing.
         self.records = list(records) if with_masks else [replace(record, segmentations=[]) for record in records]
         self.image_size = image_size
@@ -86,7 +96,7 @@ def resize_sample(sample: Sample, long_side: int) -> Sample:
     if masks is not None:
         # Nearest by pixel centres; plain "nearest" would shift masks by up to half a pixel against their boxes.
         resized = F.resize_image(
-            masks.as_subclass(Tensor).to(torch.uint8), list(size), InterpolationMode.NEAREST_EXACT, antialias=False
+            masks.as_subclass(Tensor).view(torch.uint8), list(size), InterpolationMode.NEAREST_EXACT, antialias=False
         )
         masks = tv_tensors.Mask(resized.bool())
     image = F.resize_image(sample.image.as_subclass(Tensor), list(size), InterpolationMode.BILINEAR, antialias=True)

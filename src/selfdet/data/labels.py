@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 
 from selfdet.data.coco import absent, file_names, image_files, read_coco, require_unique_ids
 from selfdet.data.images import list_images, read_image
+from selfdet.data.masks import decode_mask, has_segmentation, segmentation_rle
 from selfdet.data.sample import Sample, boxes_xyxy
 from selfdet.errors import UserError
 
@@ -101,8 +102,10 @@ def load_labels(file: str | Path, images: str | Path | None = None) -> Labels:
 def read_sample(record: ImageRecord, with_masks: bool = False) -> Sample:
     """Read an image with its objects: boxes xyxy in its pixels, ids = positions in the record, labels 0…K-1.
 
-    Raises: UnreadableImage, also where the file's size is not the label file's; UserError for a missing or
-        misshapen segmentation when masks are asked for.
+    Masks, when asked for, are empty for objects without a segmentation: of their pixels nothing is known.
+
+    Raises: UnreadableImage, also where the file's size is not the label file's; UserError for a segmentation that
+        can't be read, when masks are asked for.
     """
     size = (record.width, record.height) if record.width and record.height else None
     image = read_image(record.path, size)
@@ -222,25 +225,15 @@ def _pixels(value: Any) -> int:
 
 
 def _masks(record: ImageRecord, height: int, width: int) -> tv_tensors.Mask:
-    from faster_coco_eval.core import mask as rle  # only those who ask for masks pay for the import
-
     masks = np.zeros((len(record.boxes), height, width), bool)
     for row, segmentation in enumerate(record.segmentations):
-        where = f"annotation {record.annotation_ids[row]} of {record.path}"
-        if segmentation is None:
-            raise UserError(f"{where} has no segmentation", "Masks can be learned only where every object has one")
-        try:
-            if isinstance(segmentation, dict):
-                if list(segmentation["size"]) != [height, width]:
-                    raise ValueError(f"is {segmentation['size']} where the image is {[height, width]}")
-                packed = segmentation
-                if isinstance(segmentation["counts"], list):
-                    packed = rle.frPyObjects(segmentation, height, width)
-            else:
-                packed = rle.merge(rle.frPyObjects(segmentation, height, width))
-            masks[row] = rle.decode(packed).astype(bool)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise UserError(
-                f"the segmentation of {where} cannot be read: {error}", "Use polygons or COCO RLE"
-            ) from error
+        if has_segmentation(segmentation):
+            try:
+                masks[row] = decode_mask(segmentation_rle(segmentation, (height, width)))
+            except ValueError as error:
+                raise UserError(
+                    f"the segmentation of annotation {record.annotation_ids[row]} of {record.path} cannot be read: "
+                    f"{error}",
+                    "Use polygons or COCO RLE",
+                ) from error
     return tv_tensors.Mask(torch.from_numpy(masks))

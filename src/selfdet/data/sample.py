@@ -17,7 +17,8 @@ class Sample:
     boxes: (N, 4) float32, xyxy in pixels of `image`, `canvas_size` = (H, W); N may be 0.
     ids: (N,) int64, one an object. They survive augmentation: "the same object" is an equality of ids, never of rows.
     labels: (N,) int64, 0…K-1, or None where classes are unknown.
-    masks: (N, H, W) bool, or None.
+    masks: (N, H, W) bool, or None. One that is empty says nothing of its object: no segmentation is known of it, or
+        it is too small for a pixel. Its box holds nevertheless.
     image_id: the label file's image id, -1 without one.
     original_size: (H, W) of the file as read, before any resize; None where there is no file.
     """
