@@ -23,7 +23,7 @@ from selfdet.models.backbones import build_backbone
 STOCK = {"fcos": FCOS, "retinanet": RetinaNet}
 
 
-@pytest.fixture(params=list(SMALL))
+@pytest.fixture(params=list(STOCK))
 def small(request):
     return SMALL[request.param]
 
