@@ -10,7 +10,7 @@ import torch
 
 from selfdet.data.images import Quarantine
 from selfdet.data.labelled import evaluation_samples
-from selfdet.data.labels import load_labels
+from selfdet.data.labels import load_labels, read_sample
 from selfdet.detectors.base import Detector
 from selfdet.errors import UserError
 from selfdet.evaluation.inference import detect, score, unknown_classes
@@ -39,6 +39,7 @@ def test_each_image_comes_once_in_order_on_the_cpu_and_the_count_is_told(scenes:
 
 def test_a_detector_that_knows_the_truth_scores_1(scenes: Path, detector: Detector) -> None:
     labels = load_labels(scenes / "val.json")
+    truth = {record.image_id: read_sample(record, with_masks=True).masks for record in labels.records}
 
     class Oracle(Detector):
         """Finds what is labelled, in original pixels."""
@@ -53,6 +54,7 @@ def test_a_detector_that_knows_the_truth_scores_1(scenes: Path, detector: Detect
                     "boxes": sample.boxes.as_subclass(torch.Tensor) * factor,
                     "labels": sample.labels,
                     "scores": torch.ones(len(sample.boxes)),
+                    "masks": truth[sample.image_id],
                 }
                 for sample, factor in zip(samples, scale)
             ]
@@ -61,8 +63,23 @@ def test_a_detector_that_knows_the_truth_scores_1(scenes: Path, detector: Detect
     fabric = start_runtime(precision="fp32", threads=1).fabric
     scores, results = score(oracle, labels, 48, fabric)
     assert scores["AP"] == pytest.approx(1.0)
+    assert scores["mask"]["AP"] == pytest.approx(1.0)
     assert scores["images"] == 5
+    assert {*results[0]["segmentation"]["size"]} == {96}  # of the file, not of the 48 px shown
     assert len(results) == sum(len(record.boxes) for record in labels.records)
+
+
+def test_a_detector_of_masks_that_finds_nothing_scores_zero_in_them_too(scenes: Path, detector: Detector) -> None:
+    labels = load_labels(scenes / "val.json")
+
+    class Blind(type(detector)):  # type: ignore[misc]
+        def predict(self, samples):  # type: ignore[no-untyped-def]
+            none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+            return [{**none, "masks": torch.zeros(0, *sample.original_size, dtype=torch.bool)} for sample in samples]
+
+    blind = Blind(detector.net, detector.backbone, len(labels.classes), detector.options)
+    scores, _ = score(blind, labels, 48, start_runtime(precision="fp32", threads=1).fabric)
+    assert scores["mask"]["AP"] == scores["AP"] == 0
 
 
 def test_unreadable_images_are_left_out_up_to_what_the_quarantine_bears(

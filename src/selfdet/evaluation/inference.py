@@ -27,7 +27,8 @@ def detect(
     batch_size: int = BATCH,
     seen: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Sample, dict[str, torch.Tensor]]]:
-    """Yield each sample and its detections: boxes (N, 4) xyxy in original pixels, scores, labels; on the CPU.
+    """Yield each sample and its detections: boxes (N, 4) xyxy in original pixels, scores, labels, and from a detector
+    of masks these, (N, H, W) bool of the original image's size; on the CPU.
 
     `seen` is told how many images are done.
     """
@@ -54,7 +55,7 @@ def score(
     seen: Callable[[int], None] | None = None,
     quarantine: Quarantine | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """COCO AP of a detector on labelled images, and the COCO results it was computed from.
+    """COCO AP of a detector on labelled images, also of its masks if it gives some, and the COCO results they are of.
 
     `image_size`: long side in pixels at which images are shown; `category_ids`: the label file's ids of the
     detector's classes, in the detector's order (the label file's own order if not given). Classes of the label file
@@ -67,14 +68,16 @@ def score(
     samples = evaluation_samples(labels.records, image_size, quarantine)
     results: list[dict[str, Any]] = []
     image_ids: list[int] = []
+    masks = False
     for sample, detections in detect(detector, samples, fabric, batch_size, seen):
         image_ids.append(sample.image_id)
+        masks = "masks" in detections
         results += to_coco_results(sample.image_id, detections, ids)
     if not image_ids:
         raise UserError(f"none of the {len(labels)} images of {labels.file} can be read", "Check the files")
     unknown = unknown_classes(labels, ids)
     classes = [name for name in labels.classes if name not in unknown] if unknown else None
-    return evaluate_detections(labels.coco, results, image_ids, classes), results
+    return evaluate_detections(labels.coco, results, image_ids, classes, masks), results
 
 
 def unknown_classes(labels: Labels, category_ids: Sequence[int]) -> list[str]:
