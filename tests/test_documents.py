@@ -30,7 +30,6 @@ SMALL = {
         "--fpn-channels": "64",
         "--head-convs": "1",
     },
-    "demo": {"--size": "tiny"},
 }
 
 
@@ -69,15 +68,6 @@ def test_commands_run_as_written(document: str, tmp_path: Path, monkeypatch: pyt
     assert found
     for words in found:
         assert main(small(words)) == 0, " ".join(words)
-
-
-def test_the_demo_of_the_makefile_runs_at_its_tiny_size(tmp_path: Path) -> None:
-    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "selfdet demo" in line)
-    out = tmp_path / "demo"
-    words = ["selfdet", *shlex.split(line.split("selfdet ", 1)[1])]
-    words[words.index("--out") + 1] = str(out)
-    assert main(small(words)) == 0
-    assert "AP" in (out / "report.html").read_text()
 
 
 def test_the_reference_names_every_verb() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from selfdet.drawing.report import Code, Picture, Section, Table, Text, write_report
+from selfdet.drawing.report import Code, Picture, Points, Section, Table, Text, write_report
 from selfdet.errors import UserError
 
 EVIL = "<script>alert('x')</script>\"&'<img src=http://evil.example/x onerror=y>"
@@ -62,6 +62,7 @@ def everything(out: Path, words: str = "words") -> Path:
                 words,
                 [
                     Text(words),
+                    Points([words]),
                     Code(words),
                     Table([words, "AP"], [[words, 1.5], [words, None]], words),
                     Picture(picture, words, words),
@@ -84,6 +85,7 @@ def test_text_tables_and_pictures_are_all_there(tmp_path: Path) -> None:
     assert html.startswith("<!doctype html>")
     assert page.tags.count("h1") == 1
     assert page.tags.count("h2") == 2
+    assert page.tags.count("li") == 1
     assert page.tags.count("tr") == 3
     assert [picture.size for picture in images(html)] == [(40, 30), (2000, 900)]
     assert [picture.format for picture in images(html)] == ["PNG", "JPEG"]
@@ -98,7 +100,7 @@ def test_markup_in_names_and_paths_is_shown_not_run(tmp_path: Path) -> None:
     assert "script" not in page.tags
     assert page.tags.count("img") == 2
     assert not any(name.startswith("on") for name, _ in page.attributes)
-    assert page.text.count(EVIL) == 15
+    assert page.text.count(EVIL) == 16
     assert ("alt", EVIL) in page.attributes
 
 

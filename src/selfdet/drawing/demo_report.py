@@ -1,9 +1,10 @@
-"""The demo's page: two starts side by side, what they find, and what pre-training learned."""
+"""The demo's page: three starts side by side, what they find, and what each stage of pre-training learned."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,18 @@ from PIL import Image
 from selfdet.data.images import read_image
 from selfdet.drawing.boxes import draw_boxes, grid
 from selfdet.drawing.curves import plot_bars, plot_curves
-from selfdet.drawing.report import Code, Picture, Section, Table, Text, write_report
+from selfdet.drawing.report import Code, Picture, Points, Section, Table, Text, write_report
+from selfdet.training.box_health import box_words
 from selfdet.training.health import words
 from selfdet.training.log import duration
 from selfdet.training.rundir import RunDir
+
+# What the three fine-tuning runs start from: folder and key → words.
+STARTS = {"scratch": "from scratch", "backbone": "backbone only", "whole": "whole detector"}
+TITLES = ["labels", *STARTS.values()]
+SCORE = 0.3  # of a detection that is drawn, at least
+
+Scores = Mapping[str, Mapping[str, Any]]
 
 
 def percent(scores: Mapping[str, Any]) -> str:
@@ -26,154 +35,216 @@ def percent(scores: Mapping[str, Any]) -> str:
 
 def write_demo_report(
     folder: Path,
-    scores: Mapping[str, Mapping[str, Any]],
-    starts: Mapping[str, str],
+    scores: Scores,
+    recall: Mapping[str, Any],
     *,
     unlabelled: int,
     labelled: int,
-    seconds: float,
+    seconds: float | None,
 ) -> Path:
     """Write `folder/report.html` and its pictures; returns the page.
 
-    `scores`: start → what `evaluate` returned; `starts`: start → what it is in words; `unlabelled`, `labelled`: scenes
-    used without and with labels; `seconds`: the whole demo's time.
+    `scores`: start → what `evaluate` returned; `recall`: of the proposals, as `proposals` returned it; `unlabelled`,
+    `labelled`: scenes used without and with labels; `seconds`: the whole demo's time, None where it is not known.
     """
+    (folder / "pictures").mkdir(exist_ok=True)
+    facts = {f"AP, {shown}": f"{percent(scores[name])} %" for name, shown in STARTS.items()}
+    return write_report(
+        folder / "report.html",
+        title="selfdet demo",
+        intro=f"{unlabelled:,} generated scenes without labels went through the three stages of selfdet pretrain: "
+        "boxes that may hold objects were found, then a backbone learned what scenes look like, then the rest of the "
+        f"detector, neck and head, learned from the boxes. After that {labelled} labelled scenes trained the same "
+        "detector (FCOS on a ResNet-18) three times: with nothing pre-trained, with the pre-trained backbone, and with "
+        "the whole pre-trained detector.",
+        facts={
+            **facts,
+            "labelled scenes": labelled,
+            **({} if seconds is None else {"time": duration(seconds)}),
+        },
+        sections=[
+            _comparison(folder, scores, labelled),
+            Section(
+                "What they find",
+                [
+                    Text(
+                        "Scenes that no run has seen: their labels, and what each detector finds with a score of "
+                        f"{SCORE} or more."
+                    ),
+                    *(
+                        Picture(grid(cells, columns=2, titles=TITLES), alt="Labels and detections", photograph=True)
+                        for cells in detections(folder)
+                    ),
+                ],
+            ),
+            *_stages(RunDir(folder / "pretrain"), recall),
+            _settings(folder),
+        ],
+    )
+
+
+def _comparison(folder: Path, scores: Scores, labelled: int) -> Section:
+    """The three APs, and how they came about."""
     pictures = folder / "pictures"
-    pictures.mkdir(exist_ok=True)
-    pre = RunDir(folder / "pretrain")
-    options = pre.read_config()
-    names = dict(zip(starts, ("scratch", "DenseCL")))
     plot_bars(
-        {key: {shown: [_hundred(scores[name][key])] for name, shown in names.items()} for key in ("AP", "AP50")},
+        {key: {shown: [_hundred(scores[name][key])] for name, shown in STARTS.items()} for key in ("AP", "AP50")},
         pictures / "ap.png",
         title=f"FCOS with {labelled} labelled scenes",
         x_label="AP on held-out scenes, %",
     )
-    curves = {
-        shown: [(row["step"], _hundred(row["AP"])) for row in RunDir(folder / name).read_metrics() if "AP" in row]
-        for name, shown in names.items()
-    }
     plot_curves(
-        curves,
+        {
+            shown: [(row["step"], _hundred(row["AP"])) for row in RunDir(folder / name).read_metrics() if "AP" in row]
+            for name, shown in STARTS.items()
+        },
         pictures / "ap_by_step.png",
         title="The same, as fine-tuning goes on",
         x_label="optimiser step",
         y_label="AP, %",
     )
-    _detections(folder, names).save(pictures / "detections.png")
-    rows = [
-        [starts[name], *(_hundred(scores[name][key], 1) for key in ("AP", "AP50", "AP75", "APs", "APm", "APl"))]
-        for name in starts
-    ]
-    sections = [
-        Section(
-            "Did it help?",
-            [
-                Table(["start", "AP", "AP50", "AP75", "small", "medium", "large"], rows, "COCO AP in %, one seed."),
-                Picture(pictures / "ap.png", alt="Bars of AP and AP50 for both starts"),
-                Picture(pictures / "ap_by_step.png", alt="AP against optimiser step for both starts"),
-                Text(
-                    "One seed on generated scenes shows that everything works; it is no evidence about your images. "
-                    "Both runs differ in the backbone's first weights and in nothing else."
-                ),
-            ],
-        ),
-        Section(
-            "Detections",
-            [
-                Picture(
-                    pictures / "detections.png",
-                    "Held-out scenes: the labels, then what each start finds with a score of 0.3 or more.",
-                    "Rows of scenes with labelled and detected boxes",
-                    photograph=True,
-                )
-            ],
-        ),
-        Section(
-            "What the backbone learned without labels",
-            [
-                Text("\n\n".join(words(pre.read_metrics(), options["method_options"]["queue_length"]))),
-                *(
-                    Picture(pre.pictures / f"{name}.png", alt=name.replace("_", " "))
-                    for name in ("loss", "match_accuracy", "similarity", "spread")
-                    if (pre.pictures / f"{name}.png").is_file()
-                ),
-                Text("What it saw while learning:"),
-                Picture(
-                    pre.pictures / "first_views.jpg",
-                    "Pairs of views; dots of one number mark the same point of the scene.",
-                    "Pairs of augmented views",
-                    photograph=True,
-                ),
-            ],
-        ),
-        Section(
-            "Settings",
-            [
-                Code(
-                    "".join(
-                        f"# {name}\n{yaml.safe_dump(RunDir(folder / name).read_config(), sort_keys=False)}\n"
-                        for name in ("pretrain", *starts)
-                    )
-                ),
-                Code("".join((folder / "pretrain" / "log.txt").read_text().splitlines(keepends=True)[:6])),
-            ],
-        ),
-    ]
-    return write_report(
-        folder / "report.html",
-        title="selfdet demo",
-        intro=f"{unlabelled} generated scenes without labels trained a ResNet-18 with DenseCL; "
-        f"FCOS was then fine-tuned on {labelled} labelled scenes, once from that backbone and once from scratch.",
-        facts={
-            "AP from scratch": f"{percent(scores['scratch'])} %",
-            "AP from DenseCL": f"{percent(scores['pretrained'])} %",
-            "labelled scenes": labelled,
-            "time": duration(seconds),
-        },
-        sections=sections,
+    columns = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
+    measured = [key for key in columns if any(each[key] is not None for each in scores.values())]
+    rows = [[shown, *(_hundred(scores[name][key], 1) for key in measured)] for name, shown in STARTS.items()]
+    return Section(
+        "Did it help?",
+        [
+            Text(
+                f"{_verdict(scores)} AP is 100 % when every object is found, named and boxed exactly, without false "
+                "alarms; AP50 asks for boxes that fit by half only."
+            ),
+            Table(["start", *(columns[key] for key in measured)], rows, "COCO AP in %, one seed."),
+            Picture(pictures / "ap.png", alt="Bars of AP and AP50 for the three starts"),
+            Picture(pictures / "ap_by_step.png", alt="AP against optimiser step for the three starts"),
+            Text(
+                "The three runs differ in their first weights and in nothing else. One seed and a few minutes on "
+                "generated scenes show that everything works; they are no evidence about your images."
+            ),
+        ],
     )
+
+
+def _verdict(scores: Scores) -> str:
+    """What each pre-trained start changed, in words."""
+    base, *others = (scores[name]["AP"] for name in STARTS)
+    if base is None or None in others:
+        return ""
+    gains = [round(100 * (value - base), 1) for value in others]
+    backbone, whole = (f"{gain:+.1f}".replace("-", "−") if gain else "0.0" for gain in gains)
+    return (
+        f"Compared with starting from scratch, the pre-trained backbone changed AP by {backbone} points, the whole "
+        f"pre-trained detector by {whole}."
+    )
+
+
+def _stages(run: RunDir, recall: Mapping[str, Any]) -> Iterator[Section]:
+    """What each stage of pre-training worked with and learned."""
+    every = recall["all"]
+    backbone, detector = (RunDir(run.path / "stages" / stage, whole=run.path) for stage in ("backbone", "detector"))
+    queue = backbone.read_config()["method_options"]["queue_length"]
+    yield Section(
+        "Stage 1: boxes without labels",
+        [
+            Text(
+                "Selective search merges neighbouring regions that look alike; the boxes around them are proposals. "
+                f"{every['recall'] or 0:.0%} of the labelled objects are met (overlap of half or more) by one of "
+                f"{every['boxes']:.0f} boxes a scene. The search saw no labels; they serve to count this."
+            ),
+            Picture(
+                run.proposals.with_name(f"{run.proposals.stem}_preview.jpg"),
+                "The first 20 boxes of some scenes, and how many there are. They should hold objects, among much else.",
+                "Scenes with proposed boxes",
+                photograph=True,
+            ),
+        ],
+    )
+    yield Section(
+        "Stage 2: the backbone",
+        [
+            Text(
+                "DenseCL shows the network two views of each scene, cropped and coloured differently. It learns to "
+                "tell the other view of the same scene from those of others, as a whole and place by place."
+            ),
+            Picture(
+                backbone.pictures / "first_views.jpg",
+                "Pairs of views; dots of one number mark the same point of the scene.",
+                "Pairs of augmented views",
+                photograph=True,
+            ),
+            Points(words(backbone.read_metrics(), queue)),
+            *_charts(backbone, ("loss", "match_accuracy", "similarity", "spread")),
+        ],
+    )
+    yield Section(
+        "Stage 3: neck and head",
+        [
+            Text(
+                "AlignDet leaves the backbone as it is. Neck and head see two views of each scene with its proposals. "
+                "They learn to recognise each proposed object in the other view, and to draw its box."
+            ),
+            Picture(
+                detector.pictures / "first_views.jpg",
+                "Pairs of views; one colour and number is one object in both.",
+                "Pairs of views with proposed boxes",
+                photograph=True,
+            ),
+            Points(box_words(detector.read_metrics())),
+            *_charts(detector, ("contrast", "box_iou", "loss", "places")),
+        ],
+    )
+
+
+def _charts(run: RunDir, names: Sequence[str]) -> Iterator[Picture]:
+    for name in names:
+        if (path := run.pictures / f"{name}.png").is_file():
+            yield Picture(path, alt=name.replace("_", " "))
+
+
+def _settings(folder: Path) -> Section:
+    """What each fine-tuning run said before its first step, such as what it reused, and all settings."""
+    runs = {f"fine-tuning, {shown}": RunDir(folder / name) for name, shown in STARTS.items()}
+    stages = {
+        f"pre-training, {stage}": RunDir(folder / "pretrain" / "stages" / stage) for stage in ("backbone", "detector")
+    }
+    said = "\n\n".join(f"# {name}\n{_beginning(run.log_file)}" for name, run in runs.items())
+    settings = "\n".join(
+        f"# {name}\n{yaml.safe_dump(run.read_config(), sort_keys=False)}" for name, run in (stages | runs).items()
+    )
+    return Section("What each run started from, and all settings", [Code(said), Code(settings)])
+
+
+def _beginning(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8").splitlines()
+    return "\n".join(takewhile(lambda line: not line.startswith(("about ", "step ")), lines))
 
 
 def _hundred(value: float | None, digits: int = 4) -> float | None:
     return None if value is None else round(100 * value, digits)
 
 
-def _detections(folder: Path, names: Mapping[str, str], rows: int = 4) -> Image.Image:
-    """A sheet of held-out scenes: labels, then each start's detections."""
+def detections(folder: Path, scenes: int = 4) -> list[list[Image.Image]]:
+    """Some held-out scenes, each with what `TITLES` says: its labels, and the detections from each start."""
     labels = json.loads((folder / "scenes" / "val.json").read_text())
     numbers = {category["id"]: place for place, category in enumerate(labels["categories"])}
     classes = [category["name"] for category in labels["categories"]]
-    found = {name: json.loads((folder / "detections" / name / "results.json").read_text()) for name in names}
-    order = {
-        name: {
-            Path(image["file_name"]).name: image["id"]
-            for image in json.loads((folder / "detections" / name / "images.json").read_text())["images"]
-        }
-        for name in names
-    }
+    found = [json.loads((folder / "detections" / f"{name}.json").read_text()) for name in STARTS]
     count = {image["id"]: 0 for image in labels["images"]}
     for annotation in labels["annotations"]:
         count[annotation["image_id"]] += 1
-    busy = sorted(labels["images"], key=lambda image: (abs(count[image["id"]] - 4), image["id"]))[:rows]
-    cells, titles = [], []
+    busy = sorted(labels["images"], key=lambda image: (abs(count[image["id"]] - 4), image["id"]))[:scenes]
+    sheets: list[list[Image.Image]] = []
     for image in busy:
         picture = read_image(folder / "scenes" / "images" / image["file_name"])
-        marked = {"labels": [a for a in labels["annotations"] if a["image_id"] == image["id"]]}
-        for name in names:
-            number = order[name][image["file_name"]]
-            marked[name] = [r for r in found[name] if r["image_id"] == number and r["score"] >= 0.3]
-        for name, boxes in marked.items():
-            corners = [[x, y, x + w, y + h] for x, y, w, h in (box["bbox"] for box in boxes)]
-            cells.append(
+        sheets.append([])
+        for boxes in (labels["annotations"], *found):
+            drawn = [box for box in boxes if box["image_id"] == image["id"] and box.get("score", 1.0) >= SCORE]
+            sheets[-1].append(
                 draw_boxes(
                     picture,
-                    corners,
-                    labels=[numbers[box["category_id"]] for box in boxes],
-                    scores=None if name == "labels" else [box["score"] for box in boxes],
+                    [[x, y, x + w, y + h] for x, y, w, h in (box["bbox"] for box in drawn)],
+                    labels=[numbers[box["category_id"]] for box in drawn],
+                    scores=None if boxes is labels["annotations"] else [box["score"] for box in drawn],
                     names=classes,
                     long_side=480,
                 )
             )
-            titles.append("labels" if name == "labels" else f"from {names[name]}")
-    return grid(cells, columns=3, titles=titles)
+    return sheets

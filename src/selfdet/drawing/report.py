@@ -21,6 +21,7 @@ from selfdet.training.rundir import write_text
 
 Cell = str | int | float | None
 
+UNBROKEN = 18  # letters of a word that stay together in a table on a phone
 _NUMBER = re.compile(r"[+−-]?\d")
 
 
@@ -29,6 +30,13 @@ class Text:
     """Plain text; an empty line starts a new paragraph."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Points:
+    """Plain sentences, each a point of a list."""
+
+    sentences: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,18 @@ class Picture:
     """A picture inside the file: a path, encoded bytes or a PIL picture.
 
     `photograph`: kept small as JPEG, without its metadata; else PNG, as it is. `alt`: what it shows, for who can't see
-    it. Pictures that follow each other stand side by side where there is room.
+    it. `wide`: made of parts that would be too small on a phone, which scrolls it instead. Pictures that follow each
+    other stand side by side where there is room.
     """
 
     source: Path | bytes | Image.Image
     caption: str = ""
     alt: str = ""
     photograph: bool = False
+    wide: bool = False
+
+
+Item = Text | Points | Code | Table | Picture
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class Section:
     """A heading and what stands under it."""
 
     title: str
-    items: Sequence[Text | Code | Table | Picture] = field(default_factory=tuple)
+    items: Sequence[Item] = field(default_factory=tuple)
 
 
 def write_report(
@@ -90,7 +103,10 @@ def write_report(
         sections=[{"title": section.title, "blocks": _blocks(section.items)} for section in sections],
     )
     # File names may hold bytes that are no text: shown as escapes instead of failing.
-    write_text(out, html.encode("utf-8", "backslashreplace").decode("utf-8"))
+    encoded = html.encode("utf-8", "backslashreplace")
+    # The same page again is left as it is: a finished run changes in no way when it is resumed.
+    if not out.is_file() or out.read_bytes() != encoded:
+        write_text(out, encoded.decode("utf-8"))
     return out
 
 
@@ -106,7 +122,7 @@ def _template() -> Template:
     return environment.get_template("report.html.j2")
 
 
-def _blocks(items: Sequence[Text | Code | Table | Picture]) -> list[dict[str, Any]]:
+def _blocks(items: Sequence[Item]) -> list[dict[str, Any]]:
     """What the template lays out, with pictures in a row gathered into one block."""
     blocks: list[dict[str, Any]] = []
     for kind, group in groupby(items, key=type):
@@ -116,6 +132,8 @@ def _blocks(items: Sequence[Text | Code | Table | Picture]) -> list[dict[str, An
         for item in group:
             if isinstance(item, Text):
                 blocks.append({"kind": "text", "paragraphs": _paragraphs(item.text)})
+            elif isinstance(item, Points):
+                blocks.append({"kind": "points", "sentences": list(item.sentences)})
             elif isinstance(item, Code):
                 blocks.append({"kind": "code", "text": item.text.strip("\n")})
             elif isinstance(item, Table):
@@ -156,8 +174,13 @@ def _table(table: Table) -> dict[str, Any]:
         "kind": "table",
         "caption": table.caption,
         "header": list(zip(table.header, figures)),
-        "rows": [list(zip(row, figures)) for row in zip(*columns)],
+        "rows": [[(cell, _kind(cell, figure)) for cell, figure in zip(row, figures)] for row in zip(*columns)],
     }
+
+
+def _kind(cell: str, figure: bool) -> str:
+    """How a cell is laid out: figures stand right, and what has no place to break, such as paths, breaks anywhere."""
+    return "figure" if figure else "unbroken" if max(map(len, cell.split()), default=0) > UNBROKEN else ""
 
 
 def _picture(picture: Picture) -> dict[str, Any]:
@@ -189,7 +212,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
         "height": opened.height,
         "caption": picture.caption,
         "alt": picture.alt or picture.caption,
-        "photograph": picture.photograph,
+        "kind": "wide" if picture.wide else "" if picture.photograph else "chart",
     }
 
 
