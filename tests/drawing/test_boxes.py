@@ -95,6 +95,34 @@ def test_boxes_outside_or_not_finite_are_left_off_and_reversed_or_empty_ones_do_
     assert draw_boxes(ground(), torch.zeros(0, 4), torch.zeros(0), torch.zeros(0)).tobytes() == ground().tobytes()
 
 
+def test_masks_are_laid_over_their_objects_in_the_colour_of_the_box() -> None:
+    mask = np.zeros((2, 150, 200), bool)
+    mask[0, 50:100, 30:110] = mask[1, 10:30, 150:190] = True
+    boxes, labels = [[30, 50, 110, 100], [150, 10, 190, 30]], [3, 1]
+    for masks in (mask, torch.from_numpy(mask)):
+        drawn = draw_boxes(ground(), boxes, labels, masks=masks)
+        assert count(ground(), GROUND) == 200 * 150
+        for (x, y), label in (((70, 75), 3), ((170, 20), 1)):
+            inside = np.array(drawn.getpixel((x, y)), int)
+            towards, far = np.array(colour(label)) - GROUND, inside - GROUND
+            np.testing.assert_allclose(far / towards, 0.41, atol=0.03)
+        assert drawn.getpixel((140, 75)) == GROUND
+    with pytest.raises(ValueError, match="2 boxes but 1 masks"):
+        draw_boxes(ground(), boxes, labels, masks=mask[:1])
+
+
+def test_masks_follow_an_enlarged_picture_and_better_ones_lie_on_top() -> None:
+    masks = torch.zeros(2, 48, 64, dtype=torch.bool)
+    masks[0, 12:36, 16:48] = masks[1, 12:36, 32:60] = True
+    boxes = [[16, 12, 48, 36], [32, 12, 60, 36]]
+    drawn = draw_boxes(ground(64, 48), boxes, [0, 1], [0.9, 0.4], long_side=640, masks=masks)
+    assert drawn.size == (640, 480)
+    only = draw_boxes(ground(64, 48), boxes[:1], [0], [0.9], long_side=640, masks=masks[:1])
+    assert drawn.getpixel((240, 240)) == only.getpixel((240, 240)) != GROUND
+    amber = np.array(drawn.getpixel((400, 240)), int)  # both: the better one's colour last
+    assert np.abs(amber - colour(0)).sum() < np.abs(amber - colour(1)).sum()
+
+
 def test_small_pictures_can_be_enlarged_with_their_boxes() -> None:
     drawn = draw_boxes(ground(64, 48), [[16, 12, 48, 36]], long_side=640)
     assert drawn.size == (640, 480)

@@ -1,4 +1,4 @@
-"""Boxes on pictures, and several pictures on one sheet."""
+"""Boxes and masks on pictures, and several pictures on one sheet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from selfdet.drawing.masks import paint_mask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,23 +58,25 @@ def draw_boxes(
     ids: Any = None,
     names: Sequence[str] | Mapping[int, str] | None = None,
     long_side: int | None = None,
+    masks: Any = None,
 ) -> Image.Image:
-    """A copy of the picture with boxes drawn on it.
+    """A copy of the picture with boxes, and masks where they are known, drawn on it.
 
     `image`: PIL picture or (3, H, W) uint8 RGB tensor; `boxes`: (N, 4) xyxy in its pixels; `labels`: (N,) class
     indices; `scores`: (N,) 0…1; `ids`: (N,) instance ids; tensors, arrays or lists. `names`: the classes' names.
     `long_side`: scale picture and boxes to this long side in pixels first, so that the text on small pictures is sharp.
+    `masks`: (N, H, W) bool of the picture as given; they are laid over it, translucent with an outline.
 
-    A box has the colour of its id, else of its class (grey: none). A tag says name, #id and score; it stays within the
-    picture, shortened if it must, and is left off where better scored tags leave no room. Boxes outside the picture or
-    not finite are left off.
+    A box and its mask have the colour of its id, else of its class (grey: none). A tag says name, #id and score; it
+    stays within the picture, shortened if it must, and is left off where better scored tags leave no room. Boxes
+    outside the picture or not finite are left off.
     Raises: ValueError when the lengths differ or the image is neither of the two kinds.
     """
     picture = _as_picture(image)
     rows = _numbers(boxes)
     columns = {"labels": labels, "scores": scores, "ids": ids}
     given = {name: _numbers(values) for name, values in columns.items() if values is not None}
-    for name, values in given.items():
+    for name, values in {**given, **({} if masks is None else {"masks": masks})}.items():
         if len(values) != len(rows):
             raise ValueError(f"{len(rows)} boxes but {len(values)} {name}")
     if long_side is not None:
@@ -87,14 +92,17 @@ def draw_boxes(
     order = range(len(rows))
     if "scores" in given:  # best last, so that its lines lie on top
         order = sorted(order, key=lambda i: given["scores"][i])  # type: ignore[assignment]
+    areas = {i: area for i in order if (area := _visible(rows[i], picture.size)) is not None}
+    colours = given.get("ids") or given.get("labels") or [0] * len(rows)
+    shades = {i: colour(int(colours[i])) for i in areas}
+    if masks is not None:
+        for i in areas:
+            paint_mask(picture, np.asarray(masks[i]), shades[i], line)
+        line = max(min(line, 2), line // 2)  # the mask's outline tells more
     tags: list[tuple[Area, Colour, str]] = []
-    for i in order:
-        area = _visible(rows[i], picture.size)
-        if area is None:
-            continue
-        shade = colour(int(given["ids"][i] if "ids" in given else given["labels"][i] if "labels" in given else 0))
-        _outline(draw, area, shade, line)
-        tags.append((area, shade, _words(i, given, names)))
+    for i, area in areas.items():
+        _outline(draw, area, shades[i], line)
+        tags.append((area, shades[i], _words(i, given, names)))
     taken: list[Area] = []
     for area, shade, words in reversed(tags):
         _tag(draw, picture.size, area, shade, words, font, taken)
