@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mask_oracle import oracle_like
 from selfdet import cli
 from selfdet.errors import UserError
 from selfdet.training.rundir import RunDir
@@ -90,3 +91,29 @@ def test_other_sizes_are_measured_as_asked(scenes: Path, finetuned: Path) -> Non
         evaluate(**asked, image_size=16)
     with pytest.raises(UserError, match="--batch-size is 0"):
         evaluate(**asked, batch_size=0)
+
+
+def test_masks_have_their_own_figures_beside_the_boxes(
+    scenes: Path, finetuned: Path, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = oracle_like(finetuned, scenes / "val.json")
+    monkeypatch.setattr("selfdet.verbs.evaluate.load_detector", lambda init: given)
+    asked = {"init": str(finetuned), "data": str(scenes / "val.json"), "image_size": 64, **SAME}
+    scores = evaluate(**asked, out=str(tmp_path / "results.json"))
+    assert list(scores) == [*KEYS, "mask"]
+    assert list(scores["mask"]) == KEYS[:7]
+    assert scores["AP"] == scores["mask"]["AP"] == pytest.approx(1)
+    err = capfd.readouterr().err
+    assert "APᵇ  100.0" in err
+    assert "APᵐ  100.0" in err
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert all(set(result["segmentation"]) == {"size", "counts"} for result in results)
+    assert all(result["segmentation"]["size"] == [96, 96] for result in results)
+
+    labels = json.loads((scenes / "val.json").read_text())
+    for annotation in labels["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "val.json").write_text(json.dumps(labels))
+    boxes = evaluate(**{**asked, "data": str(tmp_path / "val.json")}, images=str(scenes / "images"))
+    assert list(boxes) == KEYS
+    assert "masks are not evaluated, as no object in the label file has a segmentation" in capfd.readouterr().err

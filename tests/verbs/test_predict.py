@@ -6,9 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from mask_oracle import oracle_like
 from selfdet import cli
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import evaluate_detections
@@ -85,6 +87,34 @@ def test_the_results_of_a_label_file_fit_its_labels(scenes: Path, finetuned: Pat
     scores = evaluate_detections(labels, json.loads((out / "results.json").read_text()))
     assert scores == evaluate(init=str(finetuned), data=str(scenes / "val.json"), **SAME)
     assert not list((out / "pictures").iterdir())
+
+
+def test_masks_are_written_as_run_lengths_of_the_file_and_drawn(
+    scenes: Path, finetuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle, note = oracle_like(finetuned, scenes / "val.json")
+    monkeypatch.setattr("selfdet.verbs.predict.load_detector", lambda init: (oracle, note))
+    out = tmp_path / "found"
+    asked = {"init": str(finetuned), "images": str(scenes / "val.json"), "image_size": 64, **SAME}
+    predict(**asked, out=str(out), threshold=0.0)
+    results = json.loads((out / "results.json").read_text())
+    scores = evaluate_detections(json.loads((scenes / "val.json").read_text()), results)
+    assert scores["mask"]["AP"] == pytest.approx(1)
+
+    # Drawn on copies of the images: what is covered by a mask has changed, what lies outside of all boxes has not.
+    for image in json.loads((out / "images.json").read_text())["images"]:
+        known = oracle.known[Path(image["file_name"]).name]
+        picture = Image.open(out / "pictures" / f"{image['id']:05d}_{Path(image['file_name']).stem}.jpg")
+        original = Image.open(image["file_name"]).resize(picture.size, Image.Resampling.LANCZOS)
+        changed = np.abs(np.asarray(picture, int) - np.asarray(original, int)).sum(-1) > 40
+        outside = np.ones((96, 96), bool)
+        for x1, y1, x2, y2 in known.boxes.int().tolist():
+            outside[max(y1 - 12, 0) : y2 + 12, max(x1 - 2, 0) : x2 + 50] = False  # with room for the tag
+        covered = known.masks.any(0).numpy()
+        for place, share in ((covered, 0.8), (outside, 0.0)):
+            where = np.asarray(Image.fromarray(place).resize(picture.size, Image.Resampling.NEAREST))
+            if where.any():
+                assert changed[where].mean() == pytest.approx(share, abs=0.2 if share else 0.02)
 
 
 def test_pictures_are_only_as_many_as_asked_for(scenes: Path, finetuned: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`selfdet evaluate`: COCO AP of a detector on labelled images."""
+"""`selfdet evaluate`: COCO AP of a detector's boxes, and of its masks, on labelled images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def evaluate(
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     threads: int = 0,
 ) -> dict[str, Any]:
-    """Measure a detector's COCO AP, by size and by class.
+    """Measure a detector's COCO AP, by size and by class, of boxes and, where it gives masks, of these.
 
     Args:
         init: run directory or detector file made by finetune.
@@ -70,6 +70,8 @@ def evaluate(
     if unknown := unknown_classes(labels, category_ids):
         reporter.line(f"not evaluated, as the detector does not know them: {', '.join(unknown)}")
     reporter.line(detection_table(scores, title=f"{init} on {data}"))
+    if "mask" not in scores and any("segmentation" in result for result in results):
+        reporter.line("the detector's masks are not evaluated, as no object in the label file has a segmentation")
     if target is not None:
         write_text(target, json.dumps(results))
     return scores

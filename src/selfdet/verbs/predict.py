@@ -1,4 +1,4 @@
-"""`selfdet predict`: boxes for images without labels, as COCO results and as pictures."""
+"""`selfdet predict`: boxes, and masks, for images without labels, as COCO results and as pictures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def predict(
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     threads: int = 0,
 ) -> dict[str, Any]:
-    """Detect objects in images: a COCO results file and pictures with boxes.
+    """Detect objects in images: a COCO results file and pictures with boxes, and masks where the detector gives them.
 
     Args:
         init: run directory or detector file made by finetune.
