@@ -58,7 +58,8 @@ def test_the_learning_rate_grows_with_the_batch_and_spares_trained_weights() -> 
     assert defaults.contrastive_lr(118_287, 64, pretrained=False).value == pytest.approx(0.075)
     assert defaults.contrastive_lr(118_287, 256, pretrained=True).value == 0.03
     assert defaults.contrastive_lr(1_281_167, 256, pretrained=False).value == 0.03
-    assert defaults.finetune_lr(8).value == pytest.approx(0.005)
+    assert defaults.detector_lr(8, "fcos").value == pytest.approx(0.005)
+    assert defaults.detector_lr(8, "faster_rcnn").value == pytest.approx(0.01)
 
 
 def test_steps_are_asked_for_as_steps_or_epochs() -> None:

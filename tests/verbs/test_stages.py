@@ -266,5 +266,31 @@ def test_a_pre_trained_detector_predicts_objects(whole: Path, scenes: Path, tmp_
     assert {row["category_id"] for row in found} <= {1}
 
 
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_every_detector_goes_from_pre_training_to_fine_tuning_and_detections(
+    scenes: Path, tmp_path: Path, detector: str, capfd: Capture
+) -> None:
+    widths = {name: WIDTHS[name] for name in ("fpn_channels", *(("head_convs",) if "rcnn" not in detector else ()))}
+    widths = dict.fromkeys(WIDTHS) | widths
+    tiny_aligndet(scenes, tmp_path / "pre", detector=detector, steps=1, **widths)
+    changes = {"init": str(tmp_path / "pre"), "steps": 1, **dict.fromkeys(WIDTHS)}
+    tiny_finetune(scenes, tmp_path / "tuned", **changes, val_data=str(scenes / "val.json"))
+    said = capfd.readouterr().err
+    for part in ("backbone", "neck", "head"):
+        assert f"{part:<10}  100.0%" in said
+    images = sorted((scenes / "images").iterdir())[0]
+    for run in ("pre", "tuned"):
+        words = ["--init", str(tmp_path / run), "--images", str(images), "--out", str(tmp_path / f"found-{run}")]
+        assert cli.main(["predict", *words]) == 0
+
+
+def test_a_setting_that_a_detector_does_not_have_is_refused(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--head-convs is no setting of faster_rcnn"):
+        tiny_aligndet(scenes, tmp_path / "run", detector="faster_rcnn")
+    with pytest.raises(UserError, match="--box-head is no setting of fcos"):
+        tiny_finetune(scenes, tmp_path / "run", box_head="2fc")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command_line_offers_every_detector() -> None:
     assert set(DetectorKey.__args__) == set(DETECTORS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from selfdet.training.transfer import TransferReport, TransferRow, transfer
 
 NOTE = "selfdet"  # the metadata key under which a weights file describes itself, as JSON
 BODY = "backbone.body."  # where a detector keeps its backbone
-WIDTHS = ("fpn_channels", "head_convs")  # options that decide the shape of a detector's weights
+WIDTHS = ("fpn_channels", "head_convs", "box_head")  # options that decide the shape of a detector's weights
 REBUILDS = ("detector", "backbone", "options", "classes", "category_ids", "image_size")
 
 
@@ -124,6 +125,26 @@ def fill_backbone(backbone: Backbone, start: Start) -> TransferReport:
         raise _better_hint(error, start, backbone.name) from None
 
 
+def detector_of(start: Start, asked: str | None) -> str:
+    """The key of the detector to train: what was asked, else the start's own, else fcos.
+
+    Raises: UserError for one that this version does not know.
+    """
+    key = asked or start.note.get("detector") or "fcos"
+    if key not in DETECTORS:
+        raise UserError(f"{start.source} is of the unknown detector {key!r}", f"Known are {', '.join(DETECTORS)}")
+    return key
+
+
+def check_options(key: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a detector's builder does not have. Raises: UserError naming the flag."""
+    known = inspect.signature(DETECTORS[key]).parameters
+    for name in options:
+        if name not in known:
+            own = [f"--{other.replace('_', '-')}" for other in WIDTHS if other in known]
+            raise UserError(f"--{name.replace('_', '-')} is no setting of {key}", f"It has {', '.join(own)}")
+
+
 def build_detector(
     start: Start,
     num_classes: int,
@@ -142,9 +163,7 @@ def build_detector(
     name = backbone or start.note.get("backbone") or "resnet50"
     if start.kind == "library" and backbone not in (None, start.note["backbone"]):
         raise UserError(f"--init {start.source} and --backbone {backbone} disagree", "Leave --backbone out")
-    key = detector or start.note.get("detector") or "fcos"
-    if key not in DETECTORS:
-        raise UserError(f"{start.source} is of the unknown detector {key!r}", f"Known are {', '.join(DETECTORS)}")
+    key = detector_of(start, detector)
     if start.kind == "detector" and start.note["detector"] != key:
         raise UserError(
             f"{start.source} is a {start.note['detector']}, not a {key}: of its weights only the backbone would fit",
@@ -154,6 +173,7 @@ def build_detector(
     report = fill_backbone(body, start) if start.kind == "backbone" else None
     given = start.note["options"] if start.kind == "detector" else {}
     try:
+        check_options(key, options)
         built = DETECTORS[key](num_classes, body, **{**given, **options})
     except TypeError as error:
         if not given:

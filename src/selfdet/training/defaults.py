@@ -119,9 +119,13 @@ def finetune_steps(images: int, batch: int) -> Default:
     return Default(value, f"24 passes over {plural(images, 'labelled image')}, within 400…12,000 steps")
 
 
-def finetune_lr(batch: int) -> Default:
-    """Peak learning rate of a one-stage detector. Source: 0.01 at batch 16, in proportion to the batch."""
-    return Default(0.01 * batch / 16, f"0.01 × {batch}/16")
+def detector_lr(batch: int, detector: str) -> Default:
+    """Peak learning rate of SGD for the detector of this key, in both stages that train one.
+
+    Source: AlignDet: 0.02 at batch 16 for R-CNNs, 0.01 for one-stage detectors; in proportion to the batch.
+    """
+    base = 0.02 if detector.endswith("rcnn") else 0.01
+    return Default(base * batch / 16, f"{base} × {batch}/16, for {detector}")
 
 
 def detection_size(records: Sequence[ImageRecord]) -> Default:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning_fabric import Fabric
 
-from selfdet.data.images import Quarantine
 from selfdet.data.labelled import LabelledDataset, collate_samples
 from selfdet.data.labels import Labels, load_labels
 from selfdet.data.subset import Subset, coco_split_subset, fraction_subset
-from selfdet.detectors.base import Detector
 from selfdet.detectors.optim import parameter_groups
 from selfdet.detectors.zoo import DetectorKey
 from selfdet.drawing.training import plot_training
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import percent
-from selfdet.evaluation.inference import score, unknown_classes
 from selfdet.interchange.starts import (
     Start,
     build_detector,
     detector_note,
-    match_categories,
+    detector_of,
     resolve_start,
     save_detector,
 )
@@ -38,6 +34,7 @@ from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import check_out_is_new
 from selfdet.training.runtime import start_runtime
 from selfdet.training.stage import Weights, default_workers, open_stage
+from selfdet.verbs.held_out import HeldOut, left_out
 
 BATCH = 8
 FEW = 4  # images whose statistics are worse than those that a pre-trained backbone brings
@@ -83,6 +80,7 @@ def finetune(
     batch_norm: Literal["auto", "train", "frozen", "sync"] = "auto",
     fpn_channels: int | None = None,
     head_convs: int | None = None,
+    box_head: Literal["2fc", "4conv1fc"] | None = None,
     keep_box_outputs: bool = False,
     accumulate: int = 1,
     clip: float = 10.0,
@@ -117,13 +115,15 @@ def finetune(
             there are fewer images.
         image_size: long side of the images, pixels; the data's own, at most 800, if not given.
         scale_jitter: smallest and largest share of image_size at which a training image is shown (0.8 1.0).
-        lr: peak learning rate; 0.01 at batch 16, in proportion, if not given.
+        lr: peak learning rate; if not given 0.01 at batch 16, 0.02 for R-CNNs, in proportion to the batch.
         lr_scale: learning rate of single parts, as a multiple of lr; 1 if not given.
         weight_decay: weight decay of SGD.
         warmup_steps: steps of linear warm-up; a tenth of the run, at most 500, if not given.
         batch_norm: of the backbone: trained, frozen, or synchronised over processes; auto chooses by the start.
         fpn_channels: width of the feature pyramid; the start's own, or else 256, if not given.
-        head_convs: convolutions in each tower; the start's own, or else 4, if not given.
+        head_convs: convolutions in each tower of a one-stage detector; the start's own, or else 4, if not given.
+        box_head: of an R-CNN, 4conv1fc is the one that AlignDet's authors pre-train; the start's own, or else 2fc, if
+            not given.
         keep_box_outputs: keep the start's layers that give boxes, which don't depend on the classes, where it has them;
             else they start afresh, as those that give classes always do.
         accumulate: micro-batches an optimiser step is computed in.
@@ -160,7 +160,7 @@ def finetune(
     length = defaults.asked_steps(len(chosen), images_per_step, epochs, steps)
     length = length or defaults.finetune_steps(len(chosen), images_per_step)
     total = int(length.value)
-    rate = defaults.finetune_lr(images_per_step) if lr is None else Default(lr, ASKED)
+    rate = defaults.detector_lr(images_per_step, detector_of(start, detector)) if lr is None else Default(lr, ASKED)
     size = defaults.detection_size(labels.records) if image_size is None else Default(image_size, ASKED)
     pixels = int(size.value)
     scales = asdict(lr_scale or PartScales())
@@ -184,6 +184,7 @@ def finetune(
     options: dict[str, Any] = {"image_size": pixels, "batch_norm": norm.value}
     options |= {} if fpn_channels is None else {"fpn_channels": fpn_channels}
     options |= {} if head_convs is None else {"head_convs": head_convs}
+    options |= {} if box_head is None else {"box_head": box_head}
     net, report = build_detector(start, len(labels.classes), detector, backbone, options, keep_box_outputs)
     groups = parameter_groups(net, scales, weight_decay)
     dataset = LabelledDataset(chosen.records, image_size=pixels, seed=seed, scale_jitter=scale_jitter)
@@ -217,13 +218,8 @@ def finetune(
         f"{note['detector']} on {note['backbone']} from {start.source}; {runtime.describe}",
         f"{len(chosen)} of {plural(len(labels), 'labelled image')}, with {plural(boxes, 'box', 'boxes')} "
         f"({subset.scheme} {subset.fraction:g}, seed {subset.seed}, hash {subset.hash[:12]})",
-        *_left_out(labels, held_out),
-        *_advice(start, rate, weight_decay, asked=lr is not None),
-        *(
-            ["no box outputs to keep: the start is no detector"]
-            if keep_box_outputs and start.kind != "detector"
-            else []
-        ),
+        *left_out(labels, held_out),
+        *_advice(start, rate, weight_decay, asked=lr is not None, keep_box_outputs=keep_box_outputs),
         report=report,
         choices={"batch size": batch, "steps": length, "learning rate": rate, "image size": size, "batch norm": norm},
     )
@@ -257,24 +253,7 @@ def finetune(
     return stage.summary()
 
 
-class HeldOut:
-    """The labels that a training run is evaluated on, and what could not be read of their images.
-
-    Raises: UserError when they lack one of the `classes` that are learned.
-    """
-
-    def __init__(self, labels: Labels, classes: Sequence[str]) -> None:
-        self.labels = labels
-        self.category_ids = match_categories(classes, labels)
-        self.unreadable = Quarantine(len(labels))
-
-    def score(self, net: Detector, image_size: int, fabric: Fabric) -> Mapping[str, Any]:
-        """COCO AP at a long side of `image_size` px."""
-        asked: dict[str, Any] = {"category_ids": self.category_ids, "quarantine": self.unreadable}
-        return score(net, self.labels, image_size, fabric, **asked)[0]
-
-
-def _advice(start: Start, rate: Default, weight_decay: float, asked: bool) -> Iterator[str]:
+def _advice(start: Start, rate: Default, weight_decay: float, asked: bool, keep_box_outputs: bool) -> Iterator[str]:
     """What AlignDet's authors fine-tune with; not done unasked, so that starts are compared with equal settings."""
     if start.note.get("method") == "aligndet" and not asked:
         yield (
@@ -282,13 +261,8 @@ def _advice(start: Start, rate: Default, weight_decay: float, asked: bool) -> It
             f"half the weight decay, as it is nearer to its goal; for that add --lr {1.5 * rate.value:g} "
             f"--weight-decay {weight_decay / 2:g}"
         )
-
-
-def _left_out(labels: Labels, held_out: HeldOut | None) -> Iterator[str]:
-    for fault, count in labels.dropped.items():
-        yield f"left out of {labels.file}: {plural(count, 'box', 'boxes')} ({fault.replace('_', ' ')})"
-    if held_out is not None and (unknown := unknown_classes(held_out.labels, held_out.category_ids)):
-        yield f"not evaluated, as the training labels lack them: {', '.join(unknown)}"
+    if keep_box_outputs and start.kind != "detector":
+        yield "no box outputs to keep: the start is no detector"
 
 
 def _choose(labels: Labels, fraction: float, scheme: str, seed: int) -> Subset:

@@ -54,6 +54,7 @@ def pretrain(
     clip: float | None = None,
     fpn_channels: int | None = None,
     head_convs: int | None = None,
+    box_head: Literal["2fc", "4conv1fc"] | None = None,
     train_backbone: bool = False,
     seed: int = 0,
     workers: int | None = None,
@@ -105,7 +106,8 @@ def pretrain(
         accumulate: micro-batches an optimiser step is computed in.
         clip: bound of the gradient norm; 0 for none; if not given none for the backbone, 10 for the detector.
         fpn_channels: width of the feature pyramid; 256 if not given.
-        head_convs: convolutions in each tower; 4 if not given.
+        head_convs: convolutions in each tower of a one-stage detector; 4 if not given.
+        box_head: of an R-CNN; 4conv1fc is the one that AlignDet's authors pre-train, 2fc if not given.
         train_backbone: let the detector stage train the backbone too.
         seed: of weights, views and order.
         workers: loader processes; chosen from the cores if not given.
@@ -178,7 +180,7 @@ def pretrain(
         runtime.fabric.barrier()  # the others read what the first has written
         about = about | {"backbone_weights": str(RunDir(out).backbone)}
     if "detector" in chosen:
-        widths = {"fpn_channels": fpn_channels, "head_convs": head_convs}
+        widths = {"fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
         done = pretrain_detector(
             call,
             read_proposals(result["proposals"], images),

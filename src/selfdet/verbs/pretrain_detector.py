@@ -14,7 +14,7 @@ from selfdet.detectors.optim import parameter_groups
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.drawing.box_views import draw_box_views
 from selfdet.drawing.training import plot_training
-from selfdet.interchange.starts import detector_note, load_backbone, save_detector
+from selfdet.interchange.starts import check_options, detector_note, load_backbone, save_detector
 from selfdet.methods.aligndet import AlignDet
 from selfdet.training import defaults
 from selfdet.training.box_health import box_words
@@ -70,6 +70,7 @@ def pretrain_detector(
     backbone, report = load_backbone(about["backbone"], about["backbone_weights"])
     size = defaults.detection_size(records) if asked.image_size is None else Default(asked.image_size, ASKED)
     pixels = int(size.value)
+    check_options(about["detector"], options)
     # Frozen whatever else is said: the statistics of a backbone that is not trained are those that it brings.
     norms = {"batch_norm": "train" if train_backbone else "frozen"}
     net = DETECTORS[about["detector"]](1, backbone, **options, **norms, image_size=pixels)
@@ -77,7 +78,7 @@ def pretrain_detector(
     images_per_step = int(batch.value)
     length = defaults.asked_steps(len(records), images_per_step, asked.epochs, asked.steps)
     length = length or defaults.box_domain_steps(len(records), images_per_step)
-    rate = defaults.finetune_lr(images_per_step) if asked.lr is None else Default(asked.lr, ASKED)
+    rate = defaults.detector_lr(images_per_step, about["detector"]) if asked.lr is None else Default(asked.lr, ASKED)
     most = net.boxes_per_image if asked.boxes_per_image is None else asked.boxes_per_image
     total = int(length.value)
     recipe = call.recipe(
