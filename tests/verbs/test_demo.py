@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from selfdet.cli import main
-from selfdet.drawing.demo_report import STARTS, TITLES, detections
+from selfdet.drawing.demo_report import STARTS
 from selfdet.errors import UserError
 from selfdet.training.rundir import RunDir
 from selfdet.verbs.demo import demo
@@ -62,12 +61,6 @@ def test_the_page_shows_the_scores_of_all_starts_and_every_stage(folder: Path) -
     for heading in ("Did it help?", "What they find", "Stage 1", "Stage 2", "Stage 3"):
         assert re.search(f"<h2>[^<]*{re.escape(heading)}", page), heading
     assert "reinitialised" in page  # what each start brought along
-
-
-def test_detections_stand_beside_the_labels_of_the_same_scene(folder: Path) -> None:
-    sheets = detections(folder, scenes=2)
-    assert [len(sheet) for sheet in sheets] == [len(TITLES), len(TITLES)] == [4, 4]
-    assert all(isinstance(cell, Image.Image) and max(cell.size) == 480 for sheet in sheets for cell in sheet)
 
 
 def test_a_finished_demo_is_left_as_it_is(folder: Path, capfd: Capture) -> None:

@@ -22,7 +22,6 @@ from selfdet.training.rundir import RunDir
 
 # What the three fine-tuning runs start from: folder and key → words.
 STARTS = {"scratch": "from scratch", "backbone": "backbone only", "whole": "whole detector"}
-TITLES = ["labels", *STARTS.values()]
 SCORE = 0.3  # of a detection that is drawn, at least
 
 Scores = Mapping[str, Mapping[str, Any]]
@@ -71,10 +70,7 @@ def write_demo_report(
                         "Scenes that no run has seen: their labels, and what each detector finds with a score of "
                         f"{SCORE} or more."
                     ),
-                    *(
-                        Picture(grid(cells, columns=2, titles=TITLES), alt="Labels and detections", photograph=True)
-                        for cells in detections(folder)
-                    ),
+                    Picture(detections(folder), alt="Rows of scenes with boxes", photograph=True, wide=True),
                 ],
             ),
             *_stages(RunDir(folder / "pretrain"), recall),
@@ -154,6 +150,7 @@ def _stages(run: RunDir, recall: Mapping[str, Any]) -> Iterator[Section]:
                 "The first 20 boxes of some scenes, and how many there are. They should hold objects, among much else.",
                 "Scenes with proposed boxes",
                 photograph=True,
+                wide=True,
             ),
         ],
     )
@@ -169,6 +166,7 @@ def _stages(run: RunDir, recall: Mapping[str, Any]) -> Iterator[Section]:
                 "Pairs of views; dots of one number mark the same point of the scene.",
                 "Pairs of augmented views",
                 photograph=True,
+                wide=True,
             ),
             Points(words(backbone.read_metrics(), queue)),
             *_charts(backbone, ("loss", "match_accuracy", "similarity", "spread")),
@@ -186,6 +184,7 @@ def _stages(run: RunDir, recall: Mapping[str, Any]) -> Iterator[Section]:
                 "Pairs of views; one colour and number is one object in both.",
                 "Pairs of views with proposed boxes",
                 photograph=True,
+                wide=True,
             ),
             Points(box_words(detector.read_metrics())),
             *_charts(detector, ("contrast", "box_iou", "loss", "places")),
@@ -221,8 +220,8 @@ def _hundred(value: float | None, digits: int = 4) -> float | None:
     return None if value is None else round(100 * value, digits)
 
 
-def detections(folder: Path, scenes: int = 4) -> list[list[Image.Image]]:
-    """Some held-out scenes, each with what `TITLES` says: its labels, and the detections from each start."""
+def detections(folder: Path, rows: int = 4) -> Image.Image:
+    """A sheet of held-out scenes, one a row: its labels, then the detections from each start."""
     labels = json.loads((folder / "scenes" / "val.json").read_text())
     numbers = {category["id"]: place for place, category in enumerate(labels["categories"])}
     classes = [category["name"] for category in labels["categories"]]
@@ -230,14 +229,13 @@ def detections(folder: Path, scenes: int = 4) -> list[list[Image.Image]]:
     count = {image["id"]: 0 for image in labels["images"]}
     for annotation in labels["annotations"]:
         count[annotation["image_id"]] += 1
-    busy = sorted(labels["images"], key=lambda image: (abs(count[image["id"]] - 4), image["id"]))[:scenes]
-    sheets: list[list[Image.Image]] = []
+    busy = sorted(labels["images"], key=lambda image: (abs(count[image["id"]] - 4), image["id"]))[:rows]
+    cells = []
     for image in busy:
         picture = read_image(folder / "scenes" / "images" / image["file_name"])
-        sheets.append([])
         for boxes in (labels["annotations"], *found):
             drawn = [box for box in boxes if box["image_id"] == image["id"] and box.get("score", 1.0) >= SCORE]
-            sheets[-1].append(
+            cells.append(
                 draw_boxes(
                     picture,
                     [[x, y, x + w, y + h] for x, y, w, h in (box["bbox"] for box in drawn)],
@@ -247,4 +245,4 @@ def detections(folder: Path, scenes: int = 4) -> list[list[Image.Image]]:
                     long_side=480,
                 )
             )
-    return sheets
+    return grid(cells, columns=1 + len(found), titles=["labels", *STARTS.values()] * len(busy))
