@@ -7,6 +7,8 @@ import copy
 import io
 import json
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from selfdet.data.labels import load_labels
+from selfdet.data.masks import decode_mask, segmentation_rle
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import detection_table, evaluate_detections, to_coco_results
 
@@ -289,3 +293,25 @@ def test_the_printed_table_sets_masks_below_boxes() -> None:
     lines = detection_table(wide).splitlines()
     assert len(lines) == 3 + 2 + 40 + 1
     assert max(map(len, lines)) <= 110
+
+
+@pytest.mark.data
+@pytest.mark.skipif("SELFDET_DATA" not in os.environ, reason="needs SELFDET_DATA")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_figures_equal_pycocotools_on_published_labels_with_crowds(split: str) -> None:
+    """Every object and crowd, moved by a few pixels, is detected, some twice."""
+    root = Path(os.environ["SELFDET_DATA"]) / "coco-tiny"
+    labels = load_labels(root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017").coco
+    sizes = {image["id"]: (image["height"], image["width"]) for image in labels["images"]}
+    rng = np.random.default_rng(0)
+    results = []
+    for annotation in labels["annotations"]:
+        mask = decode_mask(segmentation_rle(annotation["segmentation"], sizes[annotation["image_id"]]))
+        for _ in range(rng.integers(0, 3)):
+            moved = np.roll(mask, rng.integers(-4, 5, 2), axis=(0, 1))
+            box = np.array(annotation["bbox"])
+            results.append(result(annotation["image_id"], annotation["category_id"], box, moved, rng))
+    assert any(annotation["iscrowd"] for annotation in labels["annotations"])
+    ours = evaluate_detections(labels, results)
+    assert_equal(ours["mask"], reference(labels, results))
+    assert 0 < ours["mask"]["AP"] < ours["AP"]
