@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from selfdet.verbs.predict import predict
     from selfdet.verbs.pretrain import pretrain
     from selfdet.verbs.proposals import proposals
+    from selfdet.verbs.report import report
 
     __version__: str
 
@@ -36,6 +37,7 @@ __all__ = [
     "predict",
     "pretrain",
     "proposals",
+    "report",
 ]
 
 _ROOMS = {"Sample": "data.sample", "UserError": "errors", "build_backbone": "models.backbones"}

@@ -34,6 +34,7 @@ VERBS: dict[str, str] = {
     "evaluate": "Measure a detector's COCO AP on labelled images.",
     "predict": "Find objects in images: COCO results and pictures with boxes.",
     "export": "Write a detector or backbone for use without selfdet.",
+    "report": "Show a run on one page: what was done, what came of it, in pictures and words.",
 }
 
 OUR_FAULT = "This is a fault of selfdet: please report it with the traceback on stderr"

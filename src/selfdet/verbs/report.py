@@ -1,0 +1,199 @@
+"""`selfdet report`: one page that shows a run to somebody who was not there."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+
+from selfdet.data.images import UnreadableImage
+from selfdet.data.labelled import resize_sample
+from selfdet.data.labels import ImageRecord, Labels, load_labels, read_sample
+from selfdet.data.sample import Sample
+from selfdet.data.subset import coco_split_subset, fraction_subset
+from selfdet.detectors.base import Detector
+from selfdet.drawing.run_pictures import Example, Examples, spread
+from selfdet.drawing.run_report import write_run_report
+from selfdet.drawing.run_stages import WholeRun, read_run
+from selfdet.errors import UserError
+from selfdet.evaluation.inference import detect
+from selfdet.interchange.starts import load_detector, match_categories
+from selfdet.training.log import Reporter
+from selfdet.training.runtime import Runtime, start_runtime
+
+SHOWN = 6  # images that a detector is tried on
+OURS = b'<meta name="generator" content="selfdet">'
+
+
+def report(
+    *,
+    init: str,
+    out: str | None = None,
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Show a run on one page: what was run, what it finds, curves, first views, health in words, settings.
+
+    The page is a single HTML file that loads nothing. pretrain and finetune write it themselves; this draws it again,
+    also of a run that is not finished.
+
+    Args:
+        init: run directory.
+        out: HTML file to write; report.html in the run's folder if not given.
+        precision: of the detector that is shown at work; auto takes bf16 where the hardware multiplies it.
+        threads: CPU threads; 0 for torch's choice.
+
+    Raises: UserError when `init` is no run or the file can't be written.
+
+    Example:
+        selfdet report --init runs/ft
+    """
+    whole = read_run(Path(init).expanduser())
+    target = whole.run.report if out is None else _target(out)
+    examples = None
+    if whole.verb == "finetune":
+        examples = _from_weights(whole, precision, threads)
+    try:
+        write_run_report(whole, target, usual=usual_settings(whole), examples=examples)
+    except OSError as error:
+        raise UserError(f"--out {target} cannot be written: {error.strerror}", "Name another file with --out") from None
+    Reporter().line(f"report: {target}")
+    return {"report": str(target), "finished": whole.finished}
+
+
+def report_at_the_end(out: str | Path, runtime: Runtime, reporter: Reporter, detector: Detector | None = None) -> None:
+    """Write the page of a run that has just trained, `detector` being what it fine-tuned.
+
+    Whatever is wrong with it is said and no more: a run is not to fail for the want of its page.
+    """
+    if not runtime.first:
+        return
+    try:
+        whole = read_run(out)
+        examples = None if detector is None else examples_of(whole, detector, runtime.fabric)
+        write_run_report(whole, usual=usual_settings(whole), examples=examples)
+    except Exception as error:
+        reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        reporter.line(f"the report could not be written ({reason}); selfdet report --init {out} tries again")
+    else:
+        reporter.line(f"report: {whole.run.report}")
+
+
+def usual_settings(whole: WholeRun) -> dict[str, dict[str, Any]]:
+    """For each stage its settings and their defaults, `...` where there is none, from the verb's own signature."""
+    function = getattr(import_module(f"selfdet.verbs.{whole.verb}"), whole.verb)
+    parameters = inspect.signature(function).parameters
+    usual = {name: ... if p.default is inspect.Parameter.empty else p.default for name, p in parameters.items()}
+    if whole.verb == "finetune":
+        from selfdet.verbs.finetune import PartScales
+
+        scales = {f"lr_scale.{name}": value for name, value in asdict(PartScales()).items()}
+        return {"finetune": usual | scales | {"fraction.fraction": usual["fraction"]}}
+    from selfdet.verbs.pretrain_detector import DetectorStageSettings
+
+    own = {field.name: field.default for field in fields(DetectorStageSettings)}
+    return {"backbone": usual, "detector": usual | own | {"momentum_start": own["momentum"]}}
+
+
+def _target(out: str) -> Path:
+    """A file that may be written: a new one, or a page of ours. Raises: UserError."""
+    path = Path(out).expanduser()
+    if path.is_dir():
+        raise UserError(f"--out {out} is a folder", "Name a file, such as report.html, in it")
+    if path.is_file() and OURS not in path.read_bytes()[:2000]:
+        raise UserError(f"--out {out} exists already and is no report", "Name a new file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}", "Name a file in another folder") from None
+    return path
+
+
+def _from_weights(whole: WholeRun, precision: str, threads: int) -> Examples:
+    """What the detector of a run finds, read from its weights: the final ones, else the last checkpoint's."""
+    weights = next((file for file in (whole.run.detector, whole.run.last) if file.is_file()), None)
+    if weights is None:
+        return Examples("The run has no weights yet, so nothing can be shown of what it finds.")
+    try:
+        detector, _ = load_detector(str(weights))
+    except UserError as error:
+        return Examples(f"What it finds can't be shown: {error.message}.")
+    runtime = start_runtime(devices=1, precision=precision, threads=threads)
+    return examples_of(whole, runtime.place(detector), runtime.fabric)
+
+
+def examples_of(whole: WholeRun, detector: Detector, fabric: Fabric) -> Examples:
+    """What a fine-tuned detector finds on a few images of its run, held-out ones where there are any."""
+    try:
+        words, labels, records = _tried_on(whole.config)
+        category_ids = match_categories(whole.config["classes"], labels)
+    except UserError as error:
+        return Examples(f"What it finds can't be shown any more: {error.message}.")
+    # A detector numbers its classes as its training labels do, which other label files may not.
+    places = torch.tensor([labels.category_ids.index(number) for number in category_ids])
+    images: list[Example] = []
+    originals = {sample.image_id: sample for sample in _readable(records)}
+    size = whole.config["options"]["image_size"]
+    with torch.no_grad():
+        for shown, found in detect(detector, (resize_sample(s, size) for s in originals.values()), fabric):
+            sample = originals[shown.image_id]
+            truth = {"boxes": sample.boxes, "labels": sample.labels}
+            found = {name: found[name].float() for name in ("boxes", "scores")} | {"labels": places[found["labels"]]}
+            images.append(Example(Path(sample.path).name, sample.image, truth, found))
+    if not images:
+        return Examples(f"{words} None of those that were chosen can be read.")
+    return Examples(words, labels.classes, images)
+
+
+def _tried_on(config: Mapping[str, Any]) -> tuple[str, Labels, list[ImageRecord]]:
+    """Where to take images from, in words, with the labels and the images taken.
+
+    Raises: UserError when files are gone or have changed.
+    """
+    if config["val_data"] is not None:
+        labels = _as_it_was(config, "val_data")
+        return "Held-out images, evenly spaced over their label file.", labels, _spread(labels.records)
+    labels = _as_it_was(config, "data")
+    ids = [record.image_id for record in labels.records]
+    fraction, seed = config["fraction"]["fraction"], config["fraction"]["seed"]
+    if config["fraction"]["scheme"] == "coco-splits":
+        used = coco_split_subset(ids, 100 * fraction, seed)
+    else:
+        used = fraction_subset(ids, fraction, seed)
+    if used.hash != config["fraction"]["hash"]:
+        raise UserError("this version of selfdet draws other images as the labelled fraction")
+    chosen = set(used.image_ids)
+    others = [record for record in labels.records if record.image_id not in chosen]
+    if others:
+        return "Images that are labelled but were not among those that were learned from.", labels, _spread(others)
+    words = (
+        "No images were held out, so these are the ones it learned from: it will do worse on others. With --val-data "
+        "images that it has not seen are shown."
+    )
+    return words, labels, _spread(labels.records)
+
+
+def _as_it_was(config: Mapping[str, Any], name: str) -> Labels:
+    labels = load_labels(config[name], config["images"])
+    if hashlib.sha256(labels.file.read_bytes()).hexdigest()[:16] != config[f"{name}_hash"]:
+        raise UserError(f"{labels.file} has changed since")
+    return labels
+
+
+def _spread(records: list[ImageRecord]) -> list[ImageRecord]:
+    return [records[place] for place in spread(len(records), SHOWN)]
+
+
+def _readable(records: list[ImageRecord]) -> Iterator[Sample]:
+    for record in records:
+        try:
+            yield read_sample(record)
+        except UnreadableImage:
+            continue
