@@ -62,3 +62,10 @@ def test_what_was_not_measured_is_not_spoken_of() -> None:
 
 def test_a_contrast_beyond_its_floor_is_all_of_the_way() -> None:
     assert "100% of the way" in said(contrast=6.0)
+
+
+def test_a_classifier_that_ran_away_on_the_way_is_named() -> None:
+    losses = (1.1, 3.5, 0.6)
+    text = " ".join(box_words([{**HEALTHY, "objectness": loss} for loss in losses]))
+    assert "The objectness loss began at 1.10 and rose to 3.50: the learning rate is too high" in text
+    assert "objectness" not in " ".join(box_words([{**HEALTHY, "objectness": loss} for loss in (1.1, 0.7)]))

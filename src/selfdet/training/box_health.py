@@ -13,6 +13,8 @@ AT_CHANCE = 0.03
 # Beyond this share of distances at 0 boxes can hardly learn.
 MANY_ZEROS = 0.3
 COLLAPSED_STD = 0.1
+# An objectness loss that has been so many times what it was at first has a classifier that runs away.
+RUNAWAY = 1.5
 # The mean IoU of boxes with their proposals must have risen by so much to be called better: batches differ.
 BETTER_IOU = 0.02
 
@@ -27,7 +29,7 @@ def box_words(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         last |= row
     if "proposals_per_image" not in last:
         return []
-    return [*_place_words(last), *_contrast_words(last), *_box_words(rows, last)]
+    return [*_place_words(last), *_contrast_words(last), *_box_words(rows, last), *_objectness_words(rows)]
 
 
 def _place_words(last: Mapping[str, Any]) -> Iterator[str]:
@@ -88,4 +90,13 @@ def _box_words(rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> It
         yield (
             f"{zeros:.0%} of the distances to the sides of boxes are 0, where their gradient is 0 too: lower the "
             "learning rate or give it a longer warm-up."
+        )
+
+
+def _objectness_words(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    losses = [row["objectness"] for row in rows if "objectness" in row]
+    if losses and max(losses) > RUNAWAY * losses[0]:
+        yield (
+            f"The objectness loss began at {losses[0]:.2f} and rose to {max(losses):.2f}: the learning rate is too high "
+            "for this detector. Lower it, here and in fine-tuning."
         )
