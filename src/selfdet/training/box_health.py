@@ -97,6 +97,6 @@ def _objectness_words(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     losses = [row["objectness"] for row in rows if "objectness" in row]
     if losses and max(losses) > RUNAWAY * losses[0]:
         yield (
-            f"The objectness loss began at {losses[0]:.2f} and rose to {max(losses):.2f}: the learning rate is too high "
-            "for this detector. Lower it, here and in fine-tuning."
+            f"The objectness loss began at {losses[0]:.2f} and rose to {max(losses):.2f}: the learning rate is too "
+            "high for this detector. Lower it, here and in fine-tuning."
         )
