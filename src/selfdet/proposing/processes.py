@@ -8,18 +8,24 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from multiprocessing import TimeoutError as NoAnswer
 from typing import Any
 
 from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from joblib.parallel import get_active_backend
 
+from selfdet.errors import UserError
 from selfdet.proposing.finding import Found, Task, find_boxes
 
 # Starting a process takes as long as so many images.
 IMAGES_A_PROCESS = 24
 # Tasks a process that are handed out at once where a backend of joblib's gives answers only all together.
 CHUNK = 16
+# After so many times an image's time limit without an answer, and so many seconds (a worker imports torch first), a
+# cluster's tasks under way are taken as lost. joblib's dask and ray backends say nothing of a worker that died on a
+# task, or that can't even read it: they wait forever.
+PATIENCE, LEAST_PATIENCE = 5, 60.0
 
 
 def default_processes(images: int) -> int:
@@ -32,6 +38,8 @@ def find_all(tasks: Sequence[Task], processes: int | None, stopped: Callable[[],
 
     processes: how many; chosen if None. Where the caller has chosen another of joblib's backends
     (`with joblib.parallel_config(backend="dask")`, or ray), its processes are used.
+
+    Raises: UserError when such a backend gives no answer twice in a row.
     """
     backend, jobs = get_active_backend()
     local = type(backend).__name__ == "LokyBackend"
@@ -42,34 +50,45 @@ def find_all(tasks: Sequence[Task], processes: int | None, stopped: Callable[[],
                 return
             yield find_boxes(task)
         return
+    limit = max((task.timeout for task in tasks), default=0)
+    patience = None if local or not limit else max(LEAST_PATIENCE, PATIENCE * limit)
     left = {task.image.image_id: task for task in tasks}
+    silent = 0  # rounds, one after the other, without an answer
     while left and not stopped():
         begun: list[Task] = []
+        before = len(left)
         answers = _together if backend.supports_return_generator else _in_chunks
         try:
-            for found in answers(list(left.values()), begun, processes):
+            for found in answers(list(left.values()), begun, processes, patience):
                 del left[found.image_id]
                 yield found
                 if stopped():
                     return
-        except BrokenProcessPool:
+        except (BrokenProcessPool, NoAnswer, TimeoutError) as error:
             if stopped():  # the processes were told as well
                 return
-            # One of those under way ended its process: alone in one, each shows whether it was it.
+            silent = silent + 1 if not isinstance(error, BrokenProcessPool) and len(left) == before else 0
+            if silent > 1:
+                raise UserError(
+                    f"the processes of joblib's {type(backend).__name__} gave no answer",
+                    "Each needs selfdet, and the images under the same paths",
+                ) from error
+            # One of those under way ended its process: alone in one of this machine, each shows whether it was it.
             for task in begun:
                 if task.image.image_id in left and not stopped():
                     del left[task.image.image_id]
                     yield _alone(task)
 
 
-def _together(tasks: Sequence[Task], begun: list[Task], processes: int) -> Iterator[Found]:
-    yield from Parallel(processes, return_as="generator_unordered", batch_size=1)(_calls(tasks, begun))
+def _together(tasks: Sequence[Task], begun: list[Task], processes: int, patience: float | None) -> Iterator[Found]:
+    parallel = Parallel(processes, timeout=patience, return_as="generator_unordered", batch_size=1)
+    yield from parallel(_calls(tasks, begun))
 
 
-def _in_chunks(tasks: Sequence[Task], begun: list[Task], processes: int) -> Iterator[Found]:
+def _in_chunks(tasks: Sequence[Task], begun: list[Task], processes: int, patience: float | None) -> Iterator[Found]:
     size = CHUNK * (processes if processes > 0 else cpu_count())
     for start in range(0, len(tasks), size):
-        yield from Parallel(processes)(_calls(tasks[start : start + size], begun))
+        yield from Parallel(processes, timeout=patience)(_calls(tasks[start : start + size], begun))
 
 
 def _alone(task: Task) -> Found:
