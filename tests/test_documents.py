@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from selfdet.cli import VERBS, main
 from selfdet.data.synthetic import make_scenes
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/tutorial.md", "docs/how-to-pretrain.md")
+DOCUMENTS = ("README.md", "docs/tutorial.md", "docs/how-to-pretrain.md", "docs/how-to-proposals.md")
 # What makes a command small; it replaces the same flags in the text.
 SMALL = {
     "pretrain": {
@@ -64,10 +67,23 @@ def test_commands_run_as_written(document: str, tmp_path: Path, monkeypatch: pyt
     for split in ("train", "val"):
         (tmp_path / f"{split}.json").rename(tmp_path / "labels" / f"{split}.json")
     (tmp_path / "images").rename(tmp_path / "photos")
+    shutil.copy(tmp_path / "labels" / "train.json", tmp_path / "own.json")  # boxes of the reader's own
     found = commands(document)
     assert found
     for words in found:
         assert main(small(words)) == 0, " ".join(words)
+
+
+@pytest.mark.slow
+def test_the_cluster_example_runs_as_written(tmp_path: Path) -> None:
+    pytest.importorskip("distributed", reason="pip install selfdet[cluster]")
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to-proposals.md").read_text(), flags=re.DOTALL)
+    make_scenes(tmp_path, count=6, size=64)
+    (tmp_path / "images").rename(tmp_path / "photos")
+    (tmp_path / "cluster.py").write_text(example)
+    subprocess.run([sys.executable, "cluster.py"], cwd=tmp_path, check=True)
+    assert main(["proposals", "--images", str(tmp_path / "photos"), "--out", str(tmp_path / "alone.json")]) == 0
+    assert (tmp_path / "cluster.json").read_bytes() == (tmp_path / "alone.json").read_bytes()
 
 
 def test_the_reference_names_every_verb() -> None:
