@@ -1,6 +1,9 @@
 """Small two-stage detectors for the tests of this room, and torchvision's own networks with their weights."""
 
+from dataclasses import replace
+
 import torch
+from torchvision import tv_tensors
 from torchvision.models import resnet18
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -8,7 +11,9 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from selfdet.data.sample import Sample
 from selfdet.detectors.faster_rcnn import FasterRCNNDetector, faster_rcnn
+from selfdet.detectors.mask_rcnn import MaskRCNNDetector, mask_rcnn
 from selfdet.models.backbones import build_backbone
 
 BOXES = [[10, 12, 40, 60], [50, 20, 120, 90]]
@@ -29,7 +34,24 @@ def small_faster(num_classes: int = 3, seed: int = 0, **options) -> FasterRCNNDe
     return spread(faster_rcnn(num_classes, build_backbone("resnet18"), fpn_channels=64, image_size=128, **options))
 
 
-TWO_STAGE = {"faster_rcnn": small_faster}
+def small_mask(num_classes: int = 3, seed: int = 0, **options) -> MaskRCNNDetector:
+    """Mask R-CNN over a random ResNet-18 with a narrow pyramid."""
+    torch.manual_seed(seed)
+    return spread(mask_rcnn(num_classes, build_backbone("resnet18"), fpn_channels=64, image_size=128, **options))
+
+
+TWO_STAGE = {"faster_rcnn": small_faster, "mask_rcnn": small_mask}
+
+
+def masked(one: Sample) -> Sample:
+    """The sample with the ellipse in each box as its mask."""
+    height, width = one.size
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    masks = torch.zeros(len(one.boxes), height, width, dtype=torch.bool)
+    for row, (left, top, right, bottom) in zip(masks, one.boxes.tolist()):
+        across, along = (2 * x - left - right) / (right - left), (2 * y - top - bottom) / (bottom - top)
+        row.copy_(across**2 + along**2 < 1)
+    return replace(one, masks=tv_tensors.Mask(masks))
 
 
 def stock(detector):

@@ -18,6 +18,9 @@ from selfdet.detectors._torchvision_rcnn import (
     box_regression_loss,
     class_losses,
     decoded_boxes,
+    mask_loss,
+    mask_probabilities,
+    paste,
     roi_detections,
     roi_outputs,
     rpn_boxes,
@@ -162,3 +165,36 @@ def test_the_librarys_background_is_its_class_zero_and_not_ours():
     sure = found["scores"] > 0.5
     assert found["labels"][sure].tolist() == [0, 1]
     assert found["boxes"][sure].equal(boxes[0][1:])
+
+
+def test_the_mask_loss_takes_boxes_masks_labels_and_rows():
+    names = list(inspect.signature(roi_heads.maskrcnn_loss).parameters)
+    assert names == ["mask_logits", "proposals", "gt_masks", "gt_labels", "mask_matched_idxs"]
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[1, 4:28, 4:44] = True
+    boxes, rows, labels = [torch.tensor([[8.0, 8, 40, 24]])], [torch.tensor([1])], [torch.tensor([1, 2])]
+    right = torch.full((1, 3, 28, 28), -9.0)
+    right[:, 2] = 9.0  # the second class, counted from the background
+    assert mask_loss(right, boxes, [masks], labels, rows) < 0.01 < mask_loss(-right, boxes, [masks], labels, rows)
+    assert mask_loss(right[:0], [boxes[0][:0]], [masks], labels, [rows[0][:0]]) == 0
+
+
+def test_mask_probabilities_are_those_of_the_found_class():
+    logits = torch.zeros(3, 3, 28, 28)
+    logits[0, 1], logits[1, 2], logits[2, 1] = 9, 9, -9
+    first, second = mask_probabilities(logits, [torch.tensor([0, 1]), torch.tensor([0])])
+    assert first.shape == (2, 28, 28)
+    assert first.min() > 0.9
+    assert second.max() < 0.1
+
+
+def test_masks_are_pasted_into_their_boxes():
+    masks = torch.zeros(2, 28, 28)
+    masks[:, :, :14] = 1
+    pasted = paste(masks, torch.tensor([[8.0, 8, 36, 36], [-10, 0, 30, 20]]), (40, 48))
+    assert pasted.shape == (2, 40, 48)
+    assert pasted[0, 10:34, 9:21].all()
+    assert not pasted[0, :, 24:].any()
+    assert not pasted[0, :6].any()
+    assert pasted[1, 2:18, :8].all()
+    assert paste(masks[:0], torch.zeros(0, 4), (40, 48)).shape == (0, 40, 48)

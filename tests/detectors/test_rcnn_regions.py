@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tests.detectors.rcnn_scenes import BOXES, TWO_STAGE, random_maps, small_faster, zero_maps
+from tests.detectors.rcnn_scenes import BOXES, random_maps, small_faster, zero_maps
 from tests.detectors.scenes import EVERY_LEVEL, sample
 from torch import nn
 
@@ -14,11 +14,6 @@ from selfdet.detectors._torchvision_rcnn import rpn_boxes
 from selfdet.detectors.two_stage import Draws
 
 DIM = 8
-
-
-@pytest.fixture(params=list(TWO_STAGE))
-def small(request):
-    return TWO_STAGE[request.param]
 
 
 def regions_of(detector, samples, *, losses=False, most=None, seed=0, maps=random_maps):
@@ -80,8 +75,8 @@ def views_of(count):
         yield from views(one, 0, index)
 
 
-def test_ids_are_those_of_an_independent_matcher_on_both_views_of_many_images(small):
-    detector, placed = small(), 0
+def test_ids_are_those_of_an_independent_matcher_on_both_views_of_many_images():
+    detector, placed = small_faster(), 0
     for view in views_of(10):
         batch = detector.prepare([view])
         maps = zero_maps(batch)
@@ -116,15 +111,15 @@ def test_the_anchors_that_train_the_rpn_are_those_of_an_independent_matcher(monk
         assert int(background[0].sum()) == min(4096 - int(objects[0].sum()), int((labels[0] == 0).sum()))
 
 
-def test_every_box_has_a_region_and_there_is_no_background(small):
-    found = regions_of(small(), [sample(128, 128, EVERY_LEVEL[:1]), sample(128, 128, BOXES)], losses=True)
+def test_every_box_has_a_region_and_there_is_no_background():
+    found = regions_of(small_faster(), [sample(128, 128, EVERY_LEVEL[:1]), sample(128, 128, BOXES)], losses=True)
     assert set(found.ids.tolist()) == {0, 1}
     assert found.embeddings.shape == (len(found.ids), DIM)
     assert found.boxes.shape == (len(found.ids), 4)
 
 
-def test_no_more_than_the_asked_number_of_an_image_is_drawn_from_the_generator(small):
-    detector = small()
+def test_no_more_than_the_asked_number_of_an_image_is_drawn_from_the_generator():
+    detector = small_faster()
     samples = [sample(128, 128, [[8, 8, 120, 120], *BOXES]), sample(128, 128, BOXES)]
     everything = regions_of(detector, samples, maps=zero_maps)
     assert len(everything.ids) > 30
@@ -134,8 +129,8 @@ def test_no_more_than_the_asked_number_of_an_image_is_drawn_from_the_generator(s
     assert not few.boxes.equal(other.boxes)
 
 
-def test_a_teacher_may_take_the_proposals_alone_and_never_runs_its_rpn(small):
-    detector, samples = small(teacher_rois="proposals"), [sample(128, 128, BOXES), sample(128, 128)]
+def test_a_teacher_may_take_the_proposals_alone_and_never_runs_its_rpn():
+    detector, samples = small_faster(teacher_rois="proposals"), [sample(128, 128, BOXES), sample(128, 128)]
     runs = []
     detector.net.rpn.head.register_forward_hook(lambda *_: runs.append(1))
     found = regions_of(detector, samples)
@@ -146,9 +141,9 @@ def test_a_teacher_may_take_the_proposals_alone_and_never_runs_its_rpn(small):
     assert runs == [1]
 
 
-def test_embeddings_do_not_depend_on_losses_and_boxes_become_the_predicted_ones(small):
+def test_embeddings_do_not_depend_on_losses_and_boxes_become_the_predicted_ones():
     samples = [sample(128, 128, EVERY_LEVEL[:1])]
-    found, stood = regions_of(small(), samples, losses=True), regions_of(small(), samples)
+    found, stood = regions_of(small_faster(), samples, losses=True), regions_of(small_faster(), samples)
     assert found.embeddings.equal(stood.embeddings)
     assert found.ids.equal(stood.ids)
     assert stood.losses == {}
@@ -156,21 +151,21 @@ def test_embeddings_do_not_depend_on_losses_and_boxes_become_the_predicted_ones(
     assert not found.boxes.equal(stood.boxes)
 
 
-def test_losses_are_those_of_the_rpn_and_of_the_regions(small):
-    losses = regions_of(small(), [sample(128, 128, BOXES)], losses=True).losses
+def test_losses_are_those_of_the_rpn_and_of_the_regions():
+    losses = regions_of(small_faster(), [sample(128, 128, BOXES)], losses=True).losses
     assert set(losses) == {"loss_objectness", "loss_rpn_box_reg", "loss_box_reg", "loss_classifier"}
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
 
 
-def test_the_classifier_learns_alone_from_objects_and_background(small):
-    detector = small(num_classes=1)
+def test_the_classifier_learns_alone_from_objects_and_background():
+    detector = small_faster(num_classes=1)
     regions_of(detector, [sample(128, 128, BOXES)], losses=True).losses["loss_classifier"].backward()
     reached = {name for name, p in detector.net.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == {f"roi_heads.box_predictor.cls_score.{kind}" for kind in ("weight", "bias")}
 
 
-def test_box_regression_is_class_agnostic(small):
-    detector = small(num_classes=3)
+def test_box_regression_is_class_agnostic():
+    detector = small_faster(num_classes=3)
     regions_of(detector, [sample(128, 128, BOXES)], losses=True).losses["loss_box_reg"].backward()
     rows = detector.net.roi_heads.box_predictor.bbox_pred.weight.grad.abs().sum(1) > 0
     assert rows.tolist() == [False] * 4 + [True] * 4 + [False] * 8
@@ -188,17 +183,17 @@ def test_batch_norm_of_the_box_head_sees_the_taken_regions_alone(monkeypatch):
     assert all(module.training for module in detector.net.roi_heads.box_head.modules())
 
 
-def test_the_rpns_recall_is_the_share_of_proposals_it_meets(small):
+def test_the_rpns_recall_is_the_share_of_proposals_it_meets():
     far = [[0, 0, 3, 3], [8, 8, 72, 40]]  # the second is as large as an anchor, and there is one
-    figures = regions_of(small(), [sample(128, 128, far)], losses=True, maps=zero_maps).figures
+    figures = regions_of(small_faster(), [sample(128, 128, far)], losses=True, maps=zero_maps).figures
     assert figures["rpn_recall"] == 0.5
-    assert regions_of(small(), [sample(128, 128)], losses=True).figures == {}
+    assert regions_of(small_faster(), [sample(128, 128)], losses=True).figures == {}
 
 
 @pytest.mark.parametrize("boxes", [[], [[3, 3, 3, 9]], [[200, 200, 250, 250]]], ids=["none", "flat", "outside"])
 @pytest.mark.parametrize("options", [{}, {"box_head": "4conv1fc", "neck_norm": "bn"}], ids=["2fc", "4conv1fc"])
-def test_without_boxes_there_are_no_regions_and_losses_stay_on_the_graph(boxes, options, small):
-    detector = small(**options)
+def test_without_boxes_there_are_no_regions_and_losses_stay_on_the_graph(boxes, options):
+    detector = small_faster(**options)
     found = regions_of(detector, [sample(64, 64, boxes)], losses=True)
     assert len(found.ids) == 0
     assert found.losses["loss_box_reg"] == found.losses["loss_rpn_box_reg"] == 0
@@ -208,28 +203,28 @@ def test_without_boxes_there_are_no_regions_and_losses_stay_on_the_graph(boxes, 
         assert all(parameter.grad.isfinite().all() for parameter in part.parameters())
 
 
-def test_identical_boxes_all_go_to_one_id(small):
-    found = regions_of(small(), [sample(128, 128, [[20, 20, 90, 90]] * 3)], maps=zero_maps)
+def test_identical_boxes_all_go_to_one_id():
+    found = regions_of(small_faster(), [sample(128, 128, [[20, 20, 90, 90]] * 3)], maps=zero_maps)
     assert found.ids.unique().tolist() == [0]
     assert len(found.ids) >= 3
 
 
-def test_ids_beyond_256_keep_their_losses(small):
+def test_ids_beyond_256_keep_their_losses():
     """An id is no index: neither 0 nor 256 nor anything else stands for background or a class."""
     one = sample(128, 128, [[10, 10, 40, 40], [60, 50, 110, 120]])
-    small_ids = regions_of(small(), [one], losses=True)
+    small_ids = regions_of(small_faster(), [one], losses=True)
     one.ids = torch.tensor([256, 70_000])
-    large_ids = regions_of(small(), [one], losses=True)
+    large_ids = regions_of(small_faster(), [one], losses=True)
     assert set(large_ids.ids.tolist()) == {256, 70_000}
     assert (large_ids.ids == 256).equal(small_ids.ids == 0)
     assert large_ids.losses == small_ids.losses
 
 
-def test_regions_are_nearly_the_same_under_bfloat16_autocast(small):
+def test_regions_are_nearly_the_same_under_bfloat16_autocast():
     samples = [sample(128, 128, BOXES)]
-    exact = regions_of(small(), samples, losses=True, maps=zero_maps)
+    exact = regions_of(small_faster(), samples, losses=True, maps=zero_maps)
     with torch.autocast("cpu", torch.bfloat16):
-        found = regions_of(small(), samples, losses=True, maps=zero_maps)
+        found = regions_of(small_faster(), samples, losses=True, maps=zero_maps)
     assert found.ids.equal(exact.ids)
     assert found.boxes.dtype == torch.float32
     for name, loss in found.losses.items():
@@ -238,8 +233,8 @@ def test_regions_are_nearly_the_same_under_bfloat16_autocast(small):
 
 
 @pytest.mark.parametrize("teacher_rois", ["rpn", "proposals"])
-def test_a_double_network_gives_double_regions(small, teacher_rois):
-    detector = small(teacher_rois=teacher_rois).double()
+def test_a_double_network_gives_double_regions(teacher_rois):
+    detector = small_faster(teacher_rois=teacher_rois).double()
     samples = [sample(64, 64, [[10, 10, 30, 30]]), sample(64, 64)]
 
     def maps(batch):
@@ -250,6 +245,6 @@ def test_a_double_network_gives_double_regions(small, teacher_rois):
     assert regions_of(detector, samples, maps=maps).embeddings.dtype == torch.float64
 
 
-def test_the_projector_is_an_mlp_as_wide_as_a_regions_features(small):
-    layers = [layer for layer in small().projector(256).modules() if isinstance(layer, nn.Linear)]
+def test_the_projector_is_an_mlp_as_wide_as_a_regions_features():
+    layers = [layer for layer in small_faster().projector(256).modules() if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in layers] == [(1024, 1024), (1024, 256)]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.detectors.rcnn_scenes import BOXES, TWO_STAGE, small_faster, stock
+from tests.detectors.rcnn_scenes import BOXES, TWO_STAGE, masked, small_faster, stock
 from tests.detectors.scenes import sample
 from torch import nn
 
@@ -17,16 +17,16 @@ def small(request):
     return TWO_STAGE[request.param]
 
 
-@pytest.mark.parametrize("size", [(128, 128), (96, 128), (85, 128)])
+@pytest.mark.parametrize("size", [(96, 128), (85, 128)])
 def test_detections_equal_stock_torchvisions_on_the_same_weights(size, small):
-    detector = small(detections=1000)
+    detector = small(detections=200)
     library = stock(detector).eval()
     one = sample(*size, original=(size[0] * 2, size[1] * 2))
     with torch.no_grad():
         expected = library([one.image.as_subclass(torch.Tensor) / 255])[0]
     found = detector.predict([one])[0]
     assert len(found["boxes"]) == len(expected["boxes"]) > 10
-    torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-4, rtol=1e-4)
     # Rounding may change the order of scores that are nearly equal, and with it which of two boxes suppresses another.
     ours, theirs = (
         torch.cat([each["boxes"], 1e4 * each["scores"][:, None], 1e4 * each["labels"][:, None]], 1)
@@ -40,13 +40,16 @@ def test_detections_equal_stock_torchvisions_on_the_same_weights(size, small):
 def test_losses_equal_stock_torchvisions_on_the_same_weights_and_draws(small):
     detector = small().train()
     library = stock(detector).train()
-    samples = [sample(128, 96, BOXES[:1], [2]), sample(96, 128, BOXES, [0, 1], seed=1)]
+    samples = [masked(sample(128, 96, BOXES[:1], [2])), masked(sample(96, 128, BOXES, [0, 1], seed=1))]
     batch = detector.prepare(samples)
     # The last bit of a pixel may decide which boxes are suppressed, and then other RoIs are drawn.
     images = [image[:, :height, :width] for image, (height, width) in zip(batch.tensor, batch.sizes)]
     library.transform.normalize = lambda image: image
     library.transform._skip_resize = True  # draws a size, though there is one
-    targets = [{"boxes": one.boxes.as_subclass(torch.Tensor), "labels": one.labels + 1} for one in samples]
+    targets = [
+        {"boxes": one.boxes.as_subclass(torch.Tensor), "labels": one.labels + 1, "masks": one.masks.to(torch.uint8)}
+        for one in samples
+    ]
     torch.manual_seed(5)
     expected = library(images, targets)
     torch.manual_seed(5)
@@ -56,8 +59,8 @@ def test_losses_equal_stock_torchvisions_on_the_same_weights_and_draws(small):
         torch.testing.assert_close(loss, expected[name], atol=1e-5, rtol=1e-4)
 
 
-def test_nothing_depends_on_training_mode(small):
-    detector = small(batch_norm="frozen")
+def test_nothing_depends_on_training_mode():
+    detector = small_faster(batch_norm="frozen")
     batch = detector.prepare([sample(96, 96, BOXES[:1], [1])])
     torch.manual_seed(0)
     trained = detector.train().losses(batch)
@@ -73,10 +76,11 @@ def test_nothing_depends_on_training_mode(small):
 
 def test_gradients_reach_every_trainable_parameter_and_no_frozen_one(small):
     detector = small(batch_norm="frozen", neck_norm="gn").train()
-    batch = detector.prepare([sample(128, 128, [[4, 4, 124, 124], *BOXES, [4, 100, 14, 110]], [0, 1, 2, 0])])
+    one = sample(128, 128, [[4, 4, 124, 124], *BOXES, [4, 100, 14, 110]], [0, 1, 2, 0])
+    batch = detector.prepare([masked(one)])
     sum(detector.losses(batch).values()).backward()
     for name, parameter in detector.net.named_parameters():
-        if "bn" in name or "downsample.1" in name:
+        if "bn" in name or "downsample.1" in name:  # of the backbone
             assert not parameter.requires_grad
             assert parameter.grad is None
         else:
@@ -98,16 +102,16 @@ def test_images_without_boxes_give_finite_losses_with_gradients(labels, small):
 
 
 @pytest.mark.parametrize("box", [[2, 2, 6, 6], [1, 1, 255, 255]], ids=["finest", "coarsest"])
-def test_an_image_whose_boxes_are_all_of_one_level_trains(box, small):
-    detector = small().train()
+def test_an_image_whose_boxes_are_all_of_one_level_trains(box):
+    detector = small_faster().train()
     total = sum(detector.losses(detector.prepare([sample(256, 256, [box] * 3, [0, 1, 2])])).values())
     total.backward()
     assert torch.isfinite(total)
 
 
 @pytest.mark.parametrize("size", [(33, 33), (37, 128), (1, 1), (64, 65)])
-def test_odd_sizes_train_and_predict(size, small):
-    detector = small(batch_norm="frozen").train()
+def test_odd_sizes_train_and_predict(size):
+    detector = small_faster(batch_norm="frozen").train()
     one = sample(*size, [[0, 0, size[1], size[0]]], [0])
     total = sum(detector.losses(detector.prepare([one])).values())
     total.backward()
@@ -116,9 +120,9 @@ def test_odd_sizes_train_and_predict(size, small):
     assert set(found) >= {"boxes", "scores", "labels"}
 
 
-def test_what_was_seen_first_does_not_change_where_regions_are_pooled(small):
+def test_what_was_seen_first_does_not_change_where_regions_are_pooled():
     """torchvision's pooling keeps the scales that it guesses from the first batch."""
-    fresh, used = small().eval(), small().eval()
+    fresh, used = small_faster().eval(), small_faster().eval()
     used.predict([sample(33, 33)])
     one = sample(128, 128)
     assert fresh.predict([one])[0]["scores"].equal(used.predict([one])[0]["scores"])
@@ -127,8 +131,8 @@ def test_what_was_seen_first_does_not_change_where_regions_are_pooled(small):
 @pytest.mark.parametrize(
     "boxes", [[[10, 10, 10, 30]], [[70, 10, 90, 30]], [[float("nan"), 1, 9, 9]]], ids=["flat", "outside", "no number"]
 )
-def test_boxes_that_cover_nothing_count_as_no_boxes(boxes, small):
-    detector = small()
+def test_boxes_that_cover_nothing_count_as_no_boxes(boxes):
+    detector = small_faster()
     given, none = (detector.prepare([sample(64, 64, each, [0] * len(each))]) for each in (boxes, []))
     torch.manual_seed(0)
     expected = detector.losses(none)
@@ -161,8 +165,8 @@ def test_a_double_network_gives_double_losses(small):
     assert detector.predict([sample(64, 64)])[0]["boxes"].dtype == torch.float64
 
 
-def test_a_few_steps_of_training_lower_the_loss(small):
-    detector = small(batch_norm="frozen").train()
+def test_a_few_steps_of_training_lower_the_loss():
+    detector = small_faster(batch_norm="frozen").train()
     nn.init.normal_(detector.net.roi_heads.box_predictor.cls_score.weight, std=0.01)
     optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], 0.01)
     batch = detector.prepare([sample(128, 128, BOXES, [0, 1])])
@@ -203,8 +207,8 @@ def test_kept_box_outputs_are_the_layer_that_gives_boxes(small):
     assert kept == {"roi_heads.box_predictor.bbox_pred.weight", "roi_heads.box_predictor.bbox_pred.bias"}
 
 
-def test_frozen_batch_norm_changes_no_name_and_stays_frozen_in_training(small):
-    trained, frozen = small(neck_norm="bn"), small(neck_norm="bn", batch_norm="frozen")
+def test_frozen_batch_norm_changes_no_name_and_stays_frozen_in_training():
+    trained, frozen = small_faster(neck_norm="bn"), small_faster(neck_norm="bn", batch_norm="frozen")
     assert list(frozen.net.state_dict()) == list(trained.net.state_dict())
     frozen.train()
     before = {name: value.clone() for name, value in frozen.net.state_dict().items()}
@@ -239,10 +243,10 @@ def test_the_configuration_rebuilds_the_detector(small):
     )
 
 
-def test_score_threshold_and_number_of_detections_bound_the_result(small):
-    few = small(detections=7).predict([sample(128, 128)])[0]
+def test_score_threshold_and_number_of_detections_bound_the_result():
+    few = small_faster(detections=7).predict([sample(128, 128)])[0]
     assert len(few["boxes"]) == 7
-    high = small(score_threshold=0.4).predict([sample(128, 128)])[0]
+    high = small_faster(score_threshold=0.4).predict([sample(128, 128)])[0]
     assert (high["scores"] > 0.4).all()
 
 

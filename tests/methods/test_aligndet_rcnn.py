@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from tests import reference
-from tests.detectors.rcnn_scenes import BOXES, TWO_STAGE
+from tests.detectors.rcnn_scenes import BOXES, small_faster
 from tests.detectors.scenes import EVERY_LEVEL, sample, view_batch
 from torch import Tensor, nn
 
@@ -17,13 +17,8 @@ from selfdet.methods import aligndet
 from selfdet.methods.aligndet import AlignDet
 
 
-@pytest.fixture(params=list(TWO_STAGE))
-def key(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-def build(key: str = "faster_rcnn", seed: int = 0, options: dict | None = None, **settings) -> AlignDet:
-    return AlignDet(TWO_STAGE[key](num_classes=1, seed=seed, **(options or {})), **{"embedding_dim": 16, **settings})
+def build(seed: int = 0, options: dict | None = None, **settings) -> AlignDet:
+    return AlignDet(small_faster(num_classes=1, seed=seed, **(options or {})), **{"embedding_dim": 16, **settings})
 
 
 def train(method: AlignDet, batches: list, first: int = 0, total: int = 10) -> list[dict[str, Tensor]]:
@@ -52,15 +47,15 @@ def own(teacher: nn.Module, detector: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in teacher.parameters() if id(parameter) not in shared]
 
 
-def test_the_loss_is_the_sum_of_the_contrast_and_the_detectors_own(key: str) -> None:
-    losses = build(key)(view_batch(BOXES, BOXES[:1]))
+def test_the_loss_is_the_sum_of_the_contrast_and_the_detectors_own() -> None:
+    losses = build()(view_batch(BOXES, BOXES[:1]))
     names = {"loss_objectness", "loss_rpn_box_reg", "loss_box_reg", "loss_classifier"}
     assert set(losses) == {"contrast", "loss"} | names
     torch.testing.assert_close(losses["loss"], sum(loss for name, loss in losses.items() if name != "loss"))
 
 
 def test_the_contrast_is_that_of_the_regions_of_the_online_view_with_the_teachers(
-    key: str, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list = []
     original = aligndet.instance_contrast
@@ -72,7 +67,7 @@ def test_the_contrast_is_that_of_the_regions_of_the_online_view_with_the_teacher
     monkeypatch.setattr(aligndet, "instance_contrast", listen)
     batch = view_batch(BOXES, BOXES[:1])
     batch.teacher[0] = sample(128, 100, BOXES[:1], seed=9)  # the second object of the first image has left this view
-    loss = build(key, fallback="skip")(batch)["contrast"]
+    loss = build(fallback="skip")(batch)["contrast"]
     online, teacher, online_ids, teacher_ids, temperature, fallback = seen
     assert online.requires_grad
     assert not teacher.requires_grad
@@ -84,11 +79,11 @@ def test_the_contrast_is_that_of_the_regions_of_the_online_view_with_the_teacher
 
 
 @pytest.mark.parametrize("box_head", ["2fc", "4conv1fc"])
-def test_gradients_reach_neck_rpn_box_head_and_projector(key: str, box_head: str) -> None:
-    method = build(key, options={"box_head": box_head, "neck_norm": "gn"})
+def test_gradients_reach_neck_rpn_box_head_and_projector(box_head: str) -> None:
+    method = build(options={"box_head": box_head, "neck_norm": "gn"})
     method(view_batch(EVERY_LEVEL, size=256))["loss"].backward()
     for name, parameter in [*method.detector.net.named_parameters(), *method.projector.named_parameters()]:
-        if name.startswith("backbone.body.") or "mask" in name:
+        if name.startswith("backbone.body."):
             assert not parameter.requires_grad
             assert parameter.grad is None
         else:
@@ -97,8 +92,8 @@ def test_gradients_reach_neck_rpn_box_head_and_projector(key: str, box_head: str
     assert all(not p.requires_grad and p.grad is None for p in own(method.teacher, method.detector))
 
 
-def test_nothing_of_the_backbone_moves(key: str) -> None:
-    method = build(key, options={"neck_norm": "bn"}).train()
+def test_nothing_of_the_backbone_moves() -> None:
+    method = build(options={"neck_norm": "bn"}).train()
     before = {name: value.clone() for name, value in method.detector.net.state_dict().items()}
     passes: list[int] = []
     method.detector.backbone.net.register_forward_hook(lambda module, given, found: passes.append(len(given[0])))
@@ -106,13 +101,12 @@ def test_nothing_of_the_backbone_moves(key: str) -> None:
     assert passes == [2, 2, 2]  # both views of an image at once
     moved = {name for name, value in method.detector.net.state_dict().items() if not value.equal(before[name])}
     assert {part_of(method.detector, name) for name in moved} == {"neck", "rpn", "head", "last"}
-    assert not any("mask" in name for name in moved)
     assert method.teacher.backbone.net is method.detector.backbone.net
 
 
 @pytest.mark.parametrize("teacher_rois", ["rpn", "proposals"])
-def test_the_teacher_counts_and_so_do_all_of_its_parts(key: str, teacher_rois: str) -> None:
-    method, batch = build(key, options={"teacher_rois": teacher_rois}), view_batch(BOXES)
+def test_the_teacher_counts_and_so_do_all_of_its_parts(teacher_rois: str) -> None:
+    method, batch = build(options={"teacher_rois": teacher_rois}), view_batch(BOXES)
     parts = {"neck", "head"} | ({"rpn"} if teacher_rois == "rpn" else set())
     calm(method)
     with torch.no_grad():
@@ -129,8 +123,8 @@ def test_the_teacher_counts_and_so_do_all_of_its_parts(key: str, teacher_rois: s
             before = after
 
 
-def test_after_three_steps_the_teacher_is_the_average_by_hand(key: str) -> None:
-    method = build(key)
+def test_after_three_steps_the_teacher_is_the_average_by_hand() -> None:
+    method = build()
     expected = copy.deepcopy(method.teacher.state_dict())
     for step in range(3):
         losses = train(method, [view_batch(BOXES, seed=step)], first=step, total=3)
@@ -145,8 +139,8 @@ def test_after_three_steps_the_teacher_is_the_average_by_hand(key: str) -> None:
 
 @pytest.mark.parametrize("boxes", [[[], []], [BOXES, []], [[[300, 300, 320, 330]], []]], ids=["none", "one", "outside"])
 @pytest.mark.parametrize("teacher_rois", ["rpn", "proposals"])
-def test_images_without_proposals_give_finite_losses_with_gradients(boxes: list, teacher_rois: str, key: str) -> None:
-    method = build(key, options={"teacher_rois": teacher_rois, "box_head": "4conv1fc", "neck_norm": "bn"})
+def test_images_without_proposals_give_finite_losses_with_gradients(boxes: list, teacher_rois: str) -> None:
+    method = build(options={"teacher_rois": teacher_rois, "box_head": "4conv1fc", "neck_norm": "bn"})
     losses = method(view_batch(*boxes))
     losses["loss"].backward()
     assert all(loss.isfinite() for loss in losses.values())
@@ -157,9 +151,9 @@ def test_images_without_proposals_give_finite_losses_with_gradients(boxes: list,
     assert all(math.isfinite(value) for value in method.health().values())
 
 
-def test_more_than_256_objects_and_identical_boxes_are_nothing_special(key: str) -> None:
+def test_more_than_256_objects_and_identical_boxes_are_nothing_special() -> None:
     many = [[8 * x, 8 * y, 8 * x + 17, 8 * y + 17] for x in range(17) for y in range(17)]
-    method = build(key)
+    method = build()
     with torch.no_grad():
         losses = method(view_batch([*many, *many], size=160))
         assert all(loss.isfinite() for loss in losses.values())
@@ -169,8 +163,8 @@ def test_more_than_256_objects_and_identical_boxes_are_nothing_special(key: str)
     assert method.health()["ids_per_image"] == 1.5
 
 
-def test_a_saved_state_continues_bit_identically(key: str) -> None:
-    first, second = build(key), build(key, seed=1)
+def test_a_saved_state_continues_bit_identically() -> None:
+    first, second = build(), build(seed=1)
     batches = [view_batch(BOXES, BOXES, seed=seed) for seed in range(4)]
     train(first, batches[:2])
     second.load_state_dict(copy.deepcopy(first.state_dict()))
@@ -180,15 +174,15 @@ def test_a_saved_state_continues_bit_identically(key: str) -> None:
     assert first.health() == second.health()
 
 
-def test_nothing_is_drawn_from_the_common_random_state(key: str) -> None:
-    method, batch = build(key, samples=3), view_batch(EVERY_LEVEL[:3], size=256)
+def test_nothing_is_drawn_from_the_common_random_state() -> None:
+    method, batch = build(samples=3), view_batch(EVERY_LEVEL[:3], size=256)
     state = torch.random.get_rng_state()
     method(batch)
     assert torch.random.get_rng_state().equal(state)
 
 
-def test_training_lowers_the_losses_and_the_rpn_comes_to_meet_the_proposals(key: str) -> None:
-    method, batch = build(key), view_batch(BOXES)
+def test_training_lowers_the_losses_and_the_rpn_comes_to_meet_the_proposals() -> None:
+    method, batch = build(), view_batch(BOXES)
     calm(method)
     seen, progress = [], []
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.005, momentum=0.9)

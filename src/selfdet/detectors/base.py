@@ -14,6 +14,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from selfdet.data.pixels import normalise
 from selfdet.data.sample import Sample
+from selfdet.detectors._torchvision_rcnn import paste
 from selfdet.models.backbones import Backbone, evaluating
 
 
@@ -23,7 +24,8 @@ class Batch:
 
     `tensor`: (B, 3, H, W) float, normalised, zero-padded at the right and bottom. `sizes`: (h, w) px of each image
     inside it. `targets`: per image "boxes" (N, 4) float32 xyxy px of the image as given, "ids" (N,) int64 and, where
-    the samples are labelled, "labels" (N,) int64 in 0…K−1; boxes that cover nothing of their image are left out.
+    the samples are labelled, "labels" (N,) int64 in 0…K−1, where they have masks, "masks" (N, h, w) bool; boxes that
+    cover nothing of their image are left out.
     """
 
     tensor: Tensor
@@ -86,6 +88,8 @@ class Detector(nn.Module, ABC):
     size_divisor: int
     # How many proposals of an image the box domain takes, where the method's authors say; None: all.
     boxes_per_image: ClassVar[int | None] = None
+    # Names of `.net.named_parameters()` that only labels train: `regions` does not reach them.
+    labels_only: ClassVar[Part] = Part([])
 
     def __init__(self, net: nn.Module, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
@@ -114,7 +118,10 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def detections(self, batch: Batch) -> list[dict[str, Tensor]]:
-        """Per image "boxes" (N, 4) xyxy px of the image as given, "scores" (N,) falling, "labels" (N,) 0…K−1."""
+        """Per image "boxes" (N, 4) xyxy px of the image as given, "scores" (N,) falling, "labels" (N,) 0…K−1.
+
+        A detector of masks adds "masks" (N, M, M), probabilities in the frame of the box.
+        """
 
     @abstractmethod
     def projector(self, dim: int) -> nn.Module:
@@ -171,7 +178,8 @@ class Detector(nn.Module, ABC):
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
-        """Per sample "boxes" (N, 4) xyxy px of the original image, "scores" (N,) falling, "labels" (N,) 0…K−1.
+        """Per sample "boxes" (N, 4) xyxy px of the original image, "scores" (N,) falling, "labels" (N,) 0…K−1; of a
+        detector of masks also "masks" (N, H, W) bool, as large as the original image.
 
         An image's result does not depend on the others: only images of one padded size share a batch, and batch norm
         uses its stored statistics.
@@ -197,6 +205,8 @@ def _target(sample: Sample, device: torch.device) -> dict[str, Tensor]:
     target = {"boxes": boxes, "ids": sample.ids}
     if sample.labels is not None:
         target["labels"] = sample.labels
+    if sample.masks is not None:
+        target["masks"] = sample.masks.as_subclass(Tensor)
     # One that no anchor overlaps would have all of them as its best; NaN compares as not greater.
     inside = clip_boxes_to_image(boxes, sample.size)
     covering = (inside[:, 2:] > inside[:, :2]).all(1) & boxes.isfinite().all(1)
@@ -216,5 +226,6 @@ def _in_original_pixels(detections: dict[str, Tensor], sample: Sample) -> dict[s
     height, width = sample.size
     original = sample.original_size or sample.size
     ratios = (original[1] / width, original[0] / height)
-    boxes = detections["boxes"] * detections["boxes"].new_tensor(ratios * 2)
-    return {**detections, "boxes": clip_boxes_to_image(boxes, original)}
+    boxes = clip_boxes_to_image(detections["boxes"] * detections["boxes"].new_tensor(ratios * 2), original)
+    masks = {"masks": paste(detections["masks"], boxes, original)} if "masks" in detections else {}
+    return {**detections, "boxes": boxes, **masks}

@@ -16,7 +16,8 @@ def apply_batch_norm(detector: Detector, policy: str) -> None:
     """Set the policy; no name in the state dict changes under any of them.
 
     "train": statistics of each process's batch. "frozen": the backbone's stored statistics and affine values are used
-    and neither changes, whatever `train()` is told. "sync": statistics over all processes, "train" where there is one.
+    and neither changes, whatever `train()` is told; those of a stage that has become a box head train. "sync":
+    statistics over all processes, "train" where there is one.
     Raises: UserError for another policy.
     """
     if policy not in BATCH_NORMS:
@@ -26,7 +27,7 @@ def apply_batch_norm(detector: Detector, policy: str) -> None:
     if policy == "frozen":
         backbone = detector.parts()["backbone"]
         for name, module in detector.net.named_modules():
-            if isinstance(module, _BatchNorm) and backbone.holds(f"{name}."):
+            if isinstance(module, _BatchNorm) and name.startswith("backbone.") and backbone.holds(f"{name}."):
                 module.requires_grad_(False)
                 detector.frozen_norms.add(name)
         detector.train(detector.training)

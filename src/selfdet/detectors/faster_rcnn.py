@@ -9,13 +9,14 @@ from torch import nn
 from selfdet.detectors._torchvision import ExactAnchorGenerator
 from selfdet.detectors._torchvision_rcnn import ExactScaleRoIAlign, FasterRCNN, FastRCNNConvFCHead, TwoMLPHead
 from selfdet.detectors.batch_norm import apply_batch_norm
+from selfdet.detectors.c4 import c4_detector
 from selfdet.detectors.one_stage import check_options
 from selfdet.detectors.two_stage import RATIOS, TEACHER_ROIS, TwoStage, rcnn_settings, working_scale
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
 from selfdet.models.fpn import NORMS, BackboneWithFPN
 
-BOX_HEADS = ("2fc", "4conv1fc")
+CHOICES = {"neck": ("fpn", "c4"), "box_head": ("2fc", "4conv1fc"), "teacher_rois": TEACHER_ROIS}
 REPRESENTATION = 1024  # features of a RoI
 RESOLUTION = 7  # cells of a RoI, along and across
 
@@ -30,6 +31,7 @@ def faster_rcnn(
     num_classes: int,
     backbone: Backbone,
     *,
+    neck: str = "fpn",
     fpn_channels: int = 256,
     box_head: str = "2fc",
     batch_norm: str = "train",
@@ -38,11 +40,14 @@ def faster_rcnn(
     score_threshold: float = 0.01,
     detections: int = 100,
     teacher_rois: str = "rpn",
-) -> FasterRCNNDetector:
-    """Faster R-CNN on a pyramid of strides 4 to 64 over `backbone`, its weights untouched.
+) -> TwoStage:
+    """Faster R-CNN over `backbone`, its weights untouched.
 
+    `neck`: "fpn", a pyramid of strides 4 to 64, or, of a torchvision ResNet, "c4", its map of stride 16 as it is, with
+    the last stage as the box head (`C4Detector`); `fpn_channels`, `box_head` and `neck_norm` are for the pyramid.
     `box_head`: "2fc", two linear layers of 1,024, or "4conv1fc", four 3×3 convolutions as wide as the pyramid and one
-    linear layer. `batch_norm` rules the backbone's (`apply_batch_norm`): "train", "frozen" or "sync". `neck_norm`
+    linear layer. `batch_norm` rules the backbone's (`apply_batch_norm`): "train", "frozen" or "sync"; that of a C4
+    box head always trains. `neck_norm`
     (None, "bn", "gn") goes into the pyramid and into the box head's convolutions. `image_size` is the long side (px)
     that images will have: it sets the sides of the anchors and which regions a level gets (`working_scale`).
     `score_threshold` and `detections` bound an image's result. `teacher_rois`: what the teacher of box-domain
@@ -53,6 +58,7 @@ def faster_rcnn(
     class's; the paper of AlignDet pre-trains "4conv1fc".
     """
     options = {
+        "neck": neck,
         "fpn_channels": fpn_channels,
         "box_head": box_head,
         "batch_norm": batch_norm,
@@ -62,19 +68,20 @@ def faster_rcnn(
         "detections": detections,
         "teacher_rois": teacher_rois,
     }
-    settings = pyramid_settings(num_classes, backbone, options)
-    detector = FasterRCNNDetector(FasterRCNN(num_classes=num_classes + 1, **settings), backbone, num_classes, options)
+    check_rcnn(num_classes, backbone, options)
+    detector: TwoStage
+    if neck == "c4":
+        detector = c4_detector(num_classes, backbone, options)
+    else:
+        net = FasterRCNN(num_classes=num_classes + 1, **pyramid_settings(backbone, options))
+        detector = FasterRCNNDetector(net, backbone, num_classes, options)
     apply_batch_norm(detector, batch_norm)
     return detector
 
 
-def pyramid_settings(num_classes: int, backbone: Backbone, options: dict[str, Any]) -> dict[str, Any]:
-    """What torchvision's R-CNNs on a pyramid are built with, but for the classes. Raises: UserError."""
+def pyramid_settings(backbone: Backbone, options: dict[str, Any]) -> dict[str, Any]:
+    """What torchvision's R-CNNs on a pyramid are built with, but for the classes."""
     channels, image_size, neck_norm = options["fpn_channels"], options["image_size"], options["neck_norm"]
-    check_options(num_classes, backbone, channels, 1, image_size)
-    for name, choices in (("box_head", BOX_HEADS), ("teacher_rois", TEACHER_ROIS)):
-        if options[name] not in choices:
-            raise UserError(f"{name} {options[name]!r}", f"expected {' or '.join(choices)}")
     body = BackboneWithFPN(backbone, channels, neck_norm, extra="pool")
     scale = working_scale(image_size)
     anchors = tuple((int(8 * stride * scale),) for stride in body.strides)
@@ -83,8 +90,17 @@ def pyramid_settings(num_classes: int, backbone: Backbone, options: dict[str, An
         "rpn_anchor_generator": ExactAnchorGenerator(anchors, (RATIOS,) * len(anchors)),
         "box_roi_pool": ExactScaleRoIAlign(body.strides[:-1], RESOLUTION, int(224 * scale)),
         "box_head": _box_head(options["box_head"], channels, neck_norm),
-        **rcnn_settings(backbone, body, image_size, options["score_threshold"], options["detections"]),
+        # A multiple of the last stride but one keeps the anchors of all levels but the coarsest exact.
+        **rcnn_settings(backbone, body.strides[-2], image_size, options["score_threshold"], options["detections"]),
     }
+
+
+def check_rcnn(num_classes: int, backbone: Backbone, options: dict[str, Any]) -> None:
+    """Refuse what no R-CNN can be built with. Raises: UserError."""
+    check_options(num_classes, backbone, options["fpn_channels"], 1, options["image_size"])
+    for name, choices in CHOICES.items():
+        if name in options and options[name] not in choices:
+            raise UserError(f"{name} {options[name]!r}", f"expected {' or '.join(choices)}")
 
 
 def _box_head(kind: str, channels: int, norm: str | None) -> nn.Module:

@@ -25,7 +25,6 @@ from selfdet.detectors._torchvision_rcnn import (
 from selfdet.detectors.base import Batch, Detector, Part, Regions
 from selfdet.detectors.one_stage import choose, level_sides
 from selfdet.models.backbones import Backbone, evaluating
-from selfdet.models.fpn import BackboneWithFPN
 from selfdet.models.place_heads import RegionHead
 
 RATIOS = (0.5, 1.0, 2.0)  # of the anchors, height over width, as torchvision's
@@ -221,9 +220,9 @@ def _recall(boxes: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, 
 
 
 def rcnn_settings(
-    backbone: Backbone, body: BackboneWithFPN, image_size: int, score_threshold: float, detections: int
+    backbone: Backbone, divisor: int, image_size: int, score_threshold: float, detections: int
 ) -> dict[str, Any]:
-    """What torchvision's networks are told of images and results."""
+    """What torchvision's networks are told of images, padded to multiples of `divisor` px, and of results."""
     return {
         "min_size": image_size,
         "max_size": image_size,
@@ -231,7 +230,7 @@ def rcnn_settings(
         "image_std": list(backbone.std),
         "box_score_thresh": score_threshold,
         "box_detections_per_img": detections,
-        "size_divisible": body.strides[-2],  # keeps the anchors of all levels but the coarsest exact
+        "size_divisible": divisor,
     }
 
 

@@ -34,7 +34,8 @@ class AlignDet(Method):
     """AlignDet over a detector.
 
     Args:
-        detector: becomes `.detector` and is trained in place; its backbone is frozen, batch norm included.
+        detector: becomes `.detector` and is trained in place; its backbone is frozen, batch norm included, and what
+            only labels can train (a branch for masks).
         temperature: τ.
         embedding_dim: size of the embeddings.
         momentum_start: m after the first step; it rises to 1 along half a cosine (`cosine_momentum`).
@@ -76,6 +77,9 @@ class AlignDet(Method):
         body = detector.backbone.net
         if not train_backbone:
             freeze(detector, ["backbone"])
+        for name, parameter in detector.net.named_parameters():
+            if detector.labels_only.holds(name):
+                parameter.requires_grad_(False)
         # The projector follows from the seed alone, and building it leaves the caller's random state as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
