@@ -29,6 +29,7 @@ Capture = pytest.CaptureFixture[str]
 def _without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time of so small a run, and are looked at elsewhere."""
     monkeypatch.setattr("selfdet.verbs.pretrain_backbone.plot_training", lambda rows, folder: [])
+    monkeypatch.setattr("selfdet.verbs.pretrain.report_at_the_end", lambda out, runtime, reporter: None)
 
 
 def config(out: Path) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def config(out: Path) -> dict[str, Any]:
 def test_a_finished_run_has_every_file_and_no_other(pretrained: Path) -> None:
     assert sorted(path.name for path in pretrained.iterdir()) == [
         *("backbone.safetensors", "config.yaml", "last.pt", "log.txt"),
-        *("metrics.jsonl", "pictures", "timing.jsonl"),
+        *("metrics.jsonl", "pictures", "report.html", "timing.jsonl"),
     ]
     pictures = {path.name for path in (pretrained / "pictures").iterdir()}
     assert {"first_views.jpg", "loss.png", "match_accuracy.png", "similarity.png", "spread.png"} <= pictures

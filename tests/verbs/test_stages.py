@@ -57,7 +57,7 @@ def test_a_run_of_several_stages_keeps_each_in_its_folder_and_the_weights_at_the
     names = {name for name in tree(whole) if not name.endswith((".png", ".jpg"))}
     each = {"config.yaml", "metrics.jsonl", "timing.jsonl", "last.pt"}
     assert names == {
-        *("backbone.safetensors", "config.yaml", "detector.safetensors", "log.txt", "proposals.json"),
+        *("backbone.safetensors", "config.yaml", "detector.safetensors", "log.txt", "proposals.json", "report.html"),
         *(f"stages/{stage}/{name}" for stage in ("backbone", "detector") for name in each),
     }
     assert " proposals in 15 images: " in (whole / "log.txt").read_text()

@@ -11,11 +11,13 @@ from selfdet.data.images import list_images
 from selfdet.detectors.zoo import DetectorKey
 from selfdet.errors import UserError
 from selfdet.proposing.store import read_proposals
+from selfdet.training.log import Reporter
 from selfdet.training.rundir import RunDir, check_out_is_new
 from selfdet.training.runtime import start_runtime
 from selfdet.verbs.pretrain_backbone import pretrain_backbone
 from selfdet.verbs.pretrain_boxes import ProposalSettings, are_proposals, pretrain_boxes
 from selfdet.verbs.pretrain_detector import DetectorStageSettings, pretrain_detector
+from selfdet.verbs.report import report_at_the_end
 from selfdet.verbs.stages import Call, StageSettings
 
 StageName = Literal["proposals", "backbone", "detector"]
@@ -154,6 +156,8 @@ def pretrain(
     }
     shared = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "image_size": image_size, "lr": lr}
     result: dict[str, Any] = {}
+    run = RunDir(out, writes=False)
+    complete = _has_all(run, chosen) and run.report.is_file()
     if call.several and runtime.first:
         RunDir.open(out, {**about, "boxes": boxes, "seed": seed}, resume=resume)
     runtime.fabric.barrier()
@@ -184,14 +188,23 @@ def pretrain(
         done = pretrain_detector(
             call,
             read_proposals(result["proposals"], images),
-            about,
+            about | {"boxes": boxes},
             (detector_stage or DetectorStageSettings()).over(**shared),
             options={name: value for name, value in widths.items() if value is not None},
             train_backbone=train_backbone,
             clip=clip,
         )
         result.setdefault("stages", {})["detector"] = done
+    if _has_all(run, chosen) and not complete:
+        report_at_the_end(out, runtime, Reporter(run.log_file, quiet=not runtime.first))
     return _told(result, call)
+
+
+def _has_all(run: RunDir, stages: Sequence[StageName]) -> bool:
+    """Whether every training stage, and there is one, has written its weights."""
+    made = {"backbone": run.backbone, "detector": run.detector}
+    wanted = [made[stage] for stage in stages if stage in made]
+    return bool(wanted) and all(file.is_file() for file in wanted)
 
 
 def _stages(asked: Sequence[StageName] | None, backbone_weights: str | None, boxes: str | None) -> list[StageName]:
