@@ -26,7 +26,7 @@ from selfdet.detectors._torchvision_rcnn import (
     rpn_boxes,
     training_rois,
 )
-from selfdet.detectors.two_stage import Draws
+from selfdet.detectors.sampling import ObjectsFirst
 
 SIZES = [(128, 128)]
 
@@ -98,7 +98,7 @@ def test_the_rpn_trains_the_anchors_that_our_sampler_takes():
 
     def sampler(labels):
         seen.append(labels)
-        return Draws(torch.Generator(), 4096)(labels)
+        return ObjectsFirst(torch.Generator(), 4096)(labels)
 
     found = rpn_boxes(net, batch.tensor, batch.sizes, maps, batch.targets, sampler=sampler)[1]
     assert set(found) == {"loss_objectness", "loss_rpn_box_reg"}
@@ -116,7 +116,7 @@ def test_training_rois_are_the_boxes_and_the_targets_own_with_their_labels():
     assert names == ["self", "proposals", "targets"]
     targets = [{"boxes": torch.tensor(BOXES, dtype=torch.float32), "labels": torch.tensor([7, 900])}]
     boxes = [torch.tensor([[10.0, 12, 40, 58], [0, 0, 5, 5], [50, 20, 90, 90], [50, 20, 60, 90]])]
-    rois = training_rois(net, boxes, targets, Draws(torch.Generator(), 100))
+    rois = training_rois(net, boxes, targets, ObjectsFirst(torch.Generator(), 100))
     assert rois.boxes[0].equal(torch.cat([boxes[0], targets[0]["boxes"]]))
     assert rois.labels[0].tolist() == [7, 0, 900, 0, 7, 900]
     assert [row for row, label in zip(rois.rows[0].tolist(), rois.labels[0]) if label] == [0, 1, 0, 1]

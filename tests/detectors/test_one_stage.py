@@ -11,7 +11,6 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from selfdet.detectors._torchvision import head_outputs, net_losses
-from selfdet.detectors.one_stage import choose, level_sides
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.models.backbones import build_backbone
@@ -227,13 +226,6 @@ def test_batch_norm_is_synchronised_only_where_processes_are_joined(small):
     assert list(joined.net.state_dict()) == list(small().net.state_dict())
 
 
-@pytest.mark.parametrize(
-    ("image_size", "finest"), [(64, 4), (128, 4), (256, 4), (320, 4), (512, 6), (800, 8), (1333, 8), (4000, 8)]
-)
-def test_the_sides_of_levels_follow_the_working_size(image_size, finest):
-    assert level_sides(image_size, [8, 16, 32, 64, 128]) == [finest * 2**level for level in range(5)]
-
-
 def test_the_configuration_rebuilds_the_detector(small):
     detector = small(image_size=256, score_threshold=0.2, detections=7, neck_norm="gn")
     config = detector.config()
@@ -274,24 +266,3 @@ def test_values_out_of_range_are_refused(options, key):
 def test_a_label_file_without_classes_is_refused(key):
     with pytest.raises(UserError, match="0 classes"):
         DETECTORS[key](0, build_backbone("resnet18"))
-
-
-def test_places_of_objects_are_chosen_first_and_background_fills_up():
-    objects, background = torch.arange(10) < 3, torch.arange(10) > 5
-    draw = torch.Generator()
-    assert set(choose(objects, background, 10, draw).tolist()) == {0, 1, 2, 6, 7, 8, 9}
-    some = choose(objects, background, 5, draw).tolist()
-    assert some[:3] == [0, 1, 2]
-    assert len(set(some[3:])) == 2
-    assert set(some[3:]) < {6, 7, 8, 9}
-    assert set(choose(objects, background, 2, draw).tolist()) < {0, 1, 2}
-    assert len(choose(objects & False, background & False, 2, draw)) == 0
-
-
-def test_drawn_places_follow_from_the_generator_and_are_even():
-    everywhere = torch.ones(50, dtype=torch.bool)
-    once, again = (choose(everywhere, ~everywhere, 20, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert once.equal(again)
-    draw = torch.Generator().manual_seed(0)
-    counts = torch.stack([choose(everywhere, ~everywhere, 20, draw) for _ in range(500)]).flatten().bincount()
-    assert (counts - 200).abs().max() < 60

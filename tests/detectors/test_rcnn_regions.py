@@ -11,7 +11,7 @@ from torch import nn
 
 from selfdet.data.box_views import BoxViews
 from selfdet.detectors._torchvision_rcnn import rpn_boxes
-from selfdet.detectors.two_stage import Draws
+from selfdet.detectors.sampling import ObjectsFirst
 
 DIM = 8
 
@@ -92,14 +92,14 @@ def test_ids_are_those_of_an_independent_matcher_on_both_views_of_many_images():
 
 def test_the_anchors_that_train_the_rpn_are_those_of_an_independent_matcher(monkeypatch):
     detector, seen = small_faster(), []
-    original = Draws.__call__
+    original = ObjectsFirst.__call__
 
     def listen(self, labels):
         drawn = original(self, labels)
         seen.append((labels, drawn))
         return drawn
 
-    monkeypatch.setattr(Draws, "__call__", listen)
+    monkeypatch.setattr(ObjectsFirst, "__call__", listen)
     for view in views_of(4):
         seen.clear()
         regions_of(detector, [view], losses=True, maps=zero_maps)

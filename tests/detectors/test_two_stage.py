@@ -6,7 +6,7 @@ from tests.detectors.rcnn_scenes import BOXES, TWO_STAGE, masked, small_faster, 
 from tests.detectors.scenes import sample
 from torch import nn
 
-from selfdet.detectors.two_stage import Draws, working_scale
+from selfdet.detectors.anchors import working_scale
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.models.backbones import build_backbone
@@ -266,18 +266,6 @@ def test_a_backbone_without_four_maps_is_refused():
     backbone.channels, backbone.strides = backbone.channels[1:], backbone.strides[1:]
     with pytest.raises(UserError, match="a pyramid needs 4"):
         DETECTORS["faster_rcnn"](3, backbone)
-
-
-def test_objects_are_drawn_first_and_background_fills_up_or_is_counted_apart():
-    labels = [torch.tensor([1, 0, 0, 2, -1, 0, 3.0]), torch.zeros(3)]
-    objects, background = Draws(torch.Generator(), 5)(labels)
-    assert objects[0].tolist() == [True, False, False, True, False, False, True]
-    assert int(background[0].sum()) == 2
-    assert not background[0][labels[0] != 0].any()
-    assert (int(objects[1].sum()), int(background[1].sum())) == (0, 3)
-    objects, background = Draws(torch.Generator(), 2, 1)(labels)
-    assert (int(objects[0].sum()), int(background[0].sum()), int(background[1].sum())) == (2, 1, 1)
-    assert not Draws(torch.Generator(), 2, 0)(labels)[1][0].any()
 
 
 def test_a_convolutional_box_head_takes_the_necks_norm():

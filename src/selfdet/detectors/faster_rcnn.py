@@ -8,10 +8,11 @@ from torch import nn
 
 from selfdet.detectors._torchvision import ExactAnchorGenerator
 from selfdet.detectors._torchvision_rcnn import ExactScaleRoIAlign, FasterRCNN, FastRCNNConvFCHead, TwoMLPHead
+from selfdet.detectors.anchors import RATIOS, working_scale
 from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.detectors.c4 import c4_detector
-from selfdet.detectors.one_stage import check_options
-from selfdet.detectors.two_stage import RATIOS, TEACHER_ROIS, TwoStage, rcnn_settings, working_scale
+from selfdet.detectors.settings import check_detector
+from selfdet.detectors.two_stage import TEACHER_ROIS, TwoStage, rcnn_settings
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
 from selfdet.models.fpn import NORMS, BackboneWithFPN
@@ -90,14 +91,13 @@ def pyramid_settings(backbone: Backbone, options: dict[str, Any]) -> dict[str, A
         "rpn_anchor_generator": ExactAnchorGenerator(anchors, (RATIOS,) * len(anchors)),
         "box_roi_pool": ExactScaleRoIAlign(body.strides[:-1], RESOLUTION, int(224 * scale)),
         "box_head": _box_head(options["box_head"], channels, neck_norm),
-        # A multiple of the last stride but one keeps the anchors of all levels but the coarsest exact.
         **rcnn_settings(backbone, body.strides[-2], image_size, options["score_threshold"], options["detections"]),
     }
 
 
 def check_rcnn(num_classes: int, backbone: Backbone, options: dict[str, Any]) -> None:
     """Refuse what no R-CNN can be built with. Raises: UserError."""
-    check_options(num_classes, backbone, options["fpn_channels"], 1, options["image_size"])
+    check_detector(num_classes, backbone, options["fpn_channels"], options["image_size"])
     for name, choices in CHOICES.items():
         if name in options and options[name] not in choices:
             raise UserError(f"{name} {options[name]!r}", f"expected {' or '.join(choices)}")

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from selfdet.detectors._torchvision import FCOS, ExactAnchorGenerator, FCOSHead
+from selfdet.detectors.anchors import level_sides
 from selfdet.detectors.base import Part
 from selfdet.detectors.batch_norm import apply_batch_norm
-from selfdet.detectors.one_stage import OneStage, check_options, level_sides, one_stage_parts, shared_settings
+from selfdet.detectors.one_stage import OneStage, check_one_stage, one_stage_parts, one_stage_settings
 from selfdet.models.backbones import Backbone
 from selfdet.models.fpn import BackboneWithFPN
 from selfdet.models.place_heads import CellHead
@@ -71,7 +72,7 @@ def fcos(
     Raises: UserError for values out of range.
     Source: Tian et al. 2019, FCOS; torchvision.models.detection.FCOS, whose classifier starts at probability 0.01.
     """
-    check_options(num_classes, backbone, fpn_channels, head_convs, image_size)
+    check_one_stage(num_classes, backbone, fpn_channels, head_convs, image_size)
     options = {
         "fpn_channels": fpn_channels,
         "head_convs": head_convs,
@@ -89,7 +90,7 @@ def fcos(
         anchor_generator=ExactAnchorGenerator(tuple((size,) for size in sizes), ((1.0,),) * len(sizes)),
         head=FCOSHead(fpn_channels, 1, num_classes, num_convs=head_convs),
         center_sampling_radius=1.5 * body.strides[0] / sizes[0],
-        **shared_settings(backbone, body, image_size, score_threshold, detections),
+        **one_stage_settings(backbone, body, image_size, score_threshold, detections),
     )
     nn.init.constant_(net.head.regression_head.bbox_reg.bias, FIRST_DISTANCE)
     detector = FCOSDetector(net, backbone, num_classes, options)

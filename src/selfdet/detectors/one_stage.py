@@ -22,6 +22,8 @@ from selfdet.detectors._torchvision import (
     net_losses,
 )
 from selfdet.detectors.base import Batch, Detector, Part, Regions
+from selfdet.detectors.sampling import choose
+from selfdet.detectors.settings import check_detector, image_settings
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
 from selfdet.models.fpn import BackboneWithFPN
@@ -157,22 +159,6 @@ def _ids(matched: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
     return torch.stack(rows)
 
 
-def choose(objects: Tensor, background: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Positions of at most `most` places, (R,) int64: those of `objects` (N,) bool first, then of `background` (N,).
-
-    Where a kind has more than there is room for, `generator` (on the CPU) draws them without replacement.
-    """
-    chosen = []
-    for kind in (objects, background):
-        places = kind.nonzero().squeeze(1)
-        if len(places) > most:
-            drawn = torch.randperm(len(places), generator=generator)[:most]
-            places = places[drawn.to(places.device)]
-        most -= len(places)
-        chosen.append(places)
-    return torch.cat(chosen)
-
-
 def one_stage_parts(outputs: str, keep_box_outputs: bool) -> dict[str, Part]:
     """The backbone, the pyramid, the two towers and the layers behind them; `outputs` matches those that give boxes."""
     towers, classifier = r"head\.(classification|regression)_head\.conv\.", r"head\.classification_head\.cls_logits\."
@@ -185,40 +171,19 @@ def one_stage_parts(outputs: str, keep_box_outputs: bool) -> dict[str, Part]:
     }
 
 
-def check_options(num_classes: int, backbone: Backbone, fpn_channels: int, head_convs: int, image_size: int) -> None:
+def check_one_stage(num_classes: int, backbone: Backbone, fpn_channels: int, head_convs: int, image_size: int) -> None:
     """Refuse what no one-stage detector can be built with. Raises: UserError."""
-    if num_classes < 1:
-        raise UserError(f"{num_classes} classes: a detector needs at least one", "check the label file's categories")
-    if fpn_channels < 64 or fpn_channels % 32:  # 32 groups a norm; groups of one cannot normalise a single cell
-        raise UserError(f"fpn_channels {fpn_channels}: expected a multiple of 32 from 64 on", "use 128 or 256")
+    check_detector(num_classes, backbone, fpn_channels, image_size)
     if head_convs < 1:
         raise UserError(f"head_convs {head_convs}: expected at least 1", "the usual number is 4")
-    backbone.check_image_size(image_size, any_shape=True)
 
 
-def shared_settings(
+def one_stage_settings(
     backbone: Backbone, body: BackboneWithFPN, image_size: int, score_threshold: float, detections: int
 ) -> dict[str, Any]:
-    """What both of torchvision's networks are told of images and results."""
+    """What both of torchvision's networks are told of images and results; 320 px stay as they are."""
     return {
-        "min_size": image_size,
-        "max_size": image_size,
-        "image_mean": list(backbone.mean),
-        "image_std": list(backbone.std),
+        **image_settings(backbone, body.strides[-2], image_size),
         "score_thresh": score_threshold,
         "detections_per_img": detections,
-        # torchvision spaces a level's anchors by padded size // cells, which is the stride only where that divides:
-        # a multiple of 64 keeps all levels but the coarsest exact, and 320 px as they are.
-        "size_divisible": body.strides[-2],
     }
-
-
-def level_sides(image_size: int, strides: list[int]) -> list[int]:
-    """A side (px) of each level, even and in proportion to its stride, that suits images of `image_size` px.
-
-    It is √(image_size / 1024) strides, at least half a stride and at most a stride: 4, 8, 16, 32, 64 px up to 400 px,
-    the strides themselves from 784 px on. FCOS and RetinaNet say why.
-    """
-    finest = strides[0]
-    side = min(finest, max(finest // 2, 2 * round(finest * (image_size / 1024) ** 0.5 / 2)))
-    return [side * stride // finest for stride in strides]

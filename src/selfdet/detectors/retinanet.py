@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from selfdet.detectors._torchvision import ExactAnchorGenerator, RetinaNet, retinanet_head
+from selfdet.detectors.anchors import RATIOS, level_sides
 from selfdet.detectors.base import Part
 from selfdet.detectors.batch_norm import apply_batch_norm
-from selfdet.detectors.one_stage import OneStage, check_options, level_sides, one_stage_parts, shared_settings
+from selfdet.detectors.one_stage import OneStage, check_one_stage, one_stage_parts, one_stage_settings
 from selfdet.models.backbones import Backbone
 from selfdet.models.fpn import BackboneWithFPN
 from selfdet.models.place_heads import AnchorHead
-
-RATIOS = (0.5, 1.0, 2.0)  # height over width, as torchvision's
 
 
 class RetinaNetDetector(OneStage):
@@ -51,7 +50,7 @@ def retinanet(
     Raises: UserError for values out of range.
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection; torchvision.models.detection.RetinaNet.
     """
-    check_options(num_classes, backbone, fpn_channels, head_convs, image_size)
+    check_one_stage(num_classes, backbone, fpn_channels, head_convs, image_size)
     options = {
         "fpn_channels": fpn_channels,
         "head_convs": head_convs,
@@ -68,7 +67,7 @@ def retinanet(
         num_classes,
         anchor_generator=ExactAnchorGenerator(sizes, (RATIOS,) * len(sizes)),
         head=retinanet_head(fpn_channels, len(sizes[0]) * len(RATIOS), num_classes, head_convs),
-        **shared_settings(backbone, body, image_size, score_threshold, detections),
+        **one_stage_settings(backbone, body, image_size, score_threshold, detections),
     )
     detector = RetinaNetDetector(net, backbone, num_classes, options)
     apply_batch_norm(detector, batch_norm)

@@ -23,11 +23,11 @@ from selfdet.detectors._torchvision_rcnn import (
     training_rois,
 )
 from selfdet.detectors.base import Batch, Detector, Part, Regions
-from selfdet.detectors.one_stage import choose, level_sides
+from selfdet.detectors.sampling import ObjectsFirst
+from selfdet.detectors.settings import image_settings
 from selfdet.models.backbones import Backbone, evaluating
 from selfdet.models.place_heads import RegionHead
 
-RATIOS = (0.5, 1.0, 2.0)  # of the anchors, height over width, as torchvision's
 # In box-domain pre-training, of an image: anchors that train the RPN, RoIs that are compared, and boxes of the RPN
 # before (a level's) and after suppression. All as in AlignDet.
 ANCHORS = 4096
@@ -111,11 +111,11 @@ class TwoStage(Detector):
         own: dict[str, Tensor] = {}
         if losses or self.options["teacher_rois"] == "rpn":
             targets = batch.targets if losses else None
-            sampler = Draws(generator, ANCHORS)
+            sampler = ObjectsFirst(generator, ANCHORS)
             boxes, own = rpn_boxes(net, batch.tensor, batch.sizes, levels, targets, counts=PROPOSED, sampler=sampler)
         else:
             boxes = [target["boxes"].to(next(net.parameters()).dtype)[:0] for target in batch.targets]
-        sampler = Draws(generator, most, BACKGROUND if losses else 0)
+        sampler = ObjectsFirst(generator, most, BACKGROUND if losses else 0)
         rois = training_rois(net, boxes, _from_one(batch.targets, "ids"), sampler)
         held = [labels > 0 for labels in rois.labels]
         taken = [each[objects] for each, objects in zip(rois.boxes, held)]
@@ -180,31 +180,6 @@ class TwoStage(Detector):
         }
 
 
-class Draws:
-    """A sampler for the library's RPN and RoI heads that draws with a generator of ours (on the CPU).
-
-    Of each image at most `objects` anchors or RoIs with an object, and `background` without one; if None as many as
-    `objects` leaves room for.
-    """
-
-    def __init__(self, generator: torch.Generator, objects: int, background: int | None = None) -> None:
-        self.generator, self.objects, self.background = generator, objects, background
-
-    def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Masks (N,) bool of the objects and of the background, of each image's labels (N,): above 0, 0."""
-        pairs = [self._draw(each) for each in labels]
-        return [objects for objects, _ in pairs], [background for _, background in pairs]
-
-    def _draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        masks = torch.zeros(2, len(labels), dtype=torch.bool, device=labels.device)
-        found, nothing = masks[0].clone(), masks[0].clone()
-        objects = choose(labels > 0, nothing, self.objects, self.generator)
-        room = self.objects - len(objects) if self.background is None else self.background
-        masks[0, objects] = True
-        masks[1, choose(found, labels == 0, room, self.generator)] = True
-        return masks[0], masks[1]
-
-
 def _from_one(targets: list[dict[str, Tensor]], name: str) -> list[dict[str, Tensor]]:
     """Targets with their `name` counted from 1 as labels, 0 being the library's background."""
     return [{"boxes": target["boxes"], "labels": target[name] + 1} for target in targets]
@@ -224,19 +199,7 @@ def rcnn_settings(
 ) -> dict[str, Any]:
     """What torchvision's networks are told of images, padded to multiples of `divisor` px, and of results."""
     return {
-        "min_size": image_size,
-        "max_size": image_size,
-        "image_mean": list(backbone.mean),
-        "image_std": list(backbone.std),
+        **image_settings(backbone, divisor, image_size),
         "box_score_thresh": score_threshold,
         "box_detections_per_img": detections,
-        "size_divisible": divisor,
     }
-
-
-def working_scale(image_size: int) -> float:
-    """How much smaller than usual anchors and the regions of a level are, for images of `image_size` px.
-
-    As of a one-stage detector's `level_sides`: half as large up to 400 px, as large as in the paper from 784 px on.
-    """
-    return level_sides(image_size, [8])[0] / 8
