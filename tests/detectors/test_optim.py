@@ -59,3 +59,13 @@ def test_an_unknown_part_is_refused():
         freeze(small_fcos(), ["tail"])
     with pytest.raises(UserError, match="'tail'"):
         parameter_groups(small_fcos(), {"tail": 1.0}, 0.0)
+
+
+def test_layers_that_give_boxes_can_be_counted_to_the_head() -> None:
+    detector = small_fcos()
+    groups = parameter_groups(detector, {"last": 0.1}, 1e-4, keep_box_outputs=True)
+    (last,) = (group for group in groups if group["name"] == "last")
+    classifier = detector.net.head.classification_head.cls_logits
+    assert {id(parameter) for parameter in last["params"]} == {id(parameter) for parameter in classifier.parameters()}
+    assert last["lr_scale"] == 0.1
+    assert all(group["lr_scale"] == 1.0 for group in groups if group is not last)

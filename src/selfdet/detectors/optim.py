@@ -15,12 +15,12 @@ from selfdet.errors import UserError
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
-def part_of(detector: Detector, name: str) -> str:
-    """The part that holds a name of `detector.net.state_dict()`.
+def part_of(detector: Detector, name: str, keep_box_outputs: bool = False) -> str:
+    """The part of `detector.parts(keep_box_outputs)` that holds a name of `detector.net.state_dict()`.
 
     Raises: KeyError when none does, which is a fault of the detector's `parts()`.
     """
-    for part, spec in detector.parts().items():
+    for part, spec in detector.parts(keep_box_outputs).items():
         if spec.holds(name):
             return part
     raise KeyError(name)
@@ -47,8 +47,10 @@ def parameter_groups(
     lr_by_part: Mapping[str, float],
     weight_decay: float,
     norm_decay: float | None = None,
+    keep_box_outputs: bool = False,
 ) -> list[dict[str, Any]]:
-    """Optimiser groups of the trainable parameters: one a part, two where norms are decayed differently.
+    """Optimiser groups of the trainable parameters: one a part of `detector.parts(keep_box_outputs)`, two where norms
+    are decayed differently.
 
     `lr_by_part`: multiples of the schedule's learning rate (1 where a part is not named), kept as "lr_scale".
     `norm_decay`: weight decay of normalisation layers' parameters, `weight_decay` if None.
@@ -60,7 +62,7 @@ def parameter_groups(
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in detector.net.named_parameters():
         if parameter.requires_grad:
-            part, decay = part_of(detector, name), decays[id(parameter) in norms]
+            part, decay = part_of(detector, name, keep_box_outputs), decays[id(parameter) in norms]
             settings = {"name": part, "lr_scale": float(lr_by_part.get(part, 1.0)), "weight_decay": decay, "params": []}
             groups.setdefault((part, decay), settings)["params"].append(parameter)
     return list(groups.values())

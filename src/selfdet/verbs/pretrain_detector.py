@@ -26,6 +26,9 @@ from selfdet.verbs.stages import Call, StageSettings
 # What a detector calls its boxes that has seen no label, and the number of this class in files.
 CLASSES, CATEGORY_IDS = ["object"], [1]
 CLIP = 10.0
+# Learning rate of the classifier's layer, as a multiple: it says object or background of features that it doesn't
+# shape, among far more background than objects, and runs away at the rate that suits the others.
+CLASSIFIER = 0.1
 
 
 @dataclass
@@ -92,7 +95,7 @@ def pretrain_detector(
     method_options: dict[str, Any] = {"temperature": asked.temperature, "momentum_start": asked.momentum}
     method_options |= {"samples": asked.samples, "train_backbone": train_backbone, "seed": call.seed}
     method = AlignDet(net, **method_options)
-    groups = parameter_groups(net, {}, call.weight_decay)
+    groups = parameter_groups(net, {"last": CLASSIFIER}, call.weight_decay, keep_box_outputs=True)
     groups.append({"name": "projector", "lr_scale": 1.0, "params": list(method.projector.parameters())})
     taken = [_first(record, most) for record in records]
     dataset = BoxViewDataset(taken, BoxViews(*box_view_preset(pixels), seed=call.seed))
