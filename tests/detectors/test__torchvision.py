@@ -15,6 +15,7 @@ from selfdet.detectors._torchvision import (
     FCOSHead,
     anchors_of,
     assignment,
+    box_losses,
     box_outputs,
     class_logits,
     decoded,
@@ -54,8 +55,9 @@ def test_anchors_are_ordered_by_level_then_row_then_column_and_centred_on_multip
 def test_compute_loss_and_postprocess_take_what_we_give_them():
     names = list(inspect.signature(FCOS.compute_loss).parameters)
     assert names == ["self", "targets", "head_outputs", "anchors", "num_anchors_per_level"]
-    names = list(inspect.signature(FCOS.postprocess_detections).parameters)
-    assert names == ["self", "head_outputs", "anchors", "image_shapes"]
+    for kind in (FCOS, RetinaNet):
+        names = list(inspect.signature(kind.postprocess_detections).parameters)
+        assert names == ["self", "head_outputs", "anchors", "image_shapes"]
 
 
 def test_the_head_gives_three_outputs_a_cell():
@@ -131,6 +133,23 @@ def test_the_assignment_is_what_the_head_is_told_in_training(key, monkeypatch):
     assert found.equal(torch.stack(told))
     assert found.max() == 1
     assert (found[1] == -1).all()
+
+
+@pytest.mark.parametrize("key", list(SMALL))
+def test_box_losses_of_the_networks_own_assignment_are_its_losses_whatever_the_ids(key):
+    detector = SMALL[key]()
+    batch = detector.prepare([sample(128, 128, [[8, 8, 56, 56], [40, 50, 120, 110]], [0, 1])])
+    levels = list(detector.features(batch).values())
+    anchors = anchors_of(detector.net, batch.tensor, batch.sizes, levels)
+    matched = assignment(detector.net, anchors, levels, batch.targets)
+    expected = detector.losses(batch)
+    expected.pop("classification")
+    batch.targets[0]["ids"] += 1000  # beyond any class
+    del batch.targets[0]["labels"]
+    found = box_losses(detector.net, box_outputs(detector.net, levels), batch.targets, anchors, matched)
+    assert set(found) == set(expected)
+    for name, loss in found.items():
+        torch.testing.assert_close(loss, expected[name])
 
 
 @pytest.mark.parametrize("key", list(SMALL))

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from tests.detectors.rcnn_scenes import BOXES, random_maps, small_faster
+from tests.detectors.rcnn_scenes import BOXES, random_maps, small_faster, small_mask
 from tests.detectors.scenes import sample
 from torchvision.models.detection import roi_heads
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -13,6 +13,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from selfdet.detectors._torchvision_rcnn import (
     ExactScaleRoIAlign,
+    FastRCNNConvFCHead,
+    TwoMLPHead,
     _tuned,
     box_features,
     box_regression_loss,
@@ -83,6 +85,30 @@ def test_the_rpn_keeps_its_settings_where_we_replace_them():
     assert names == ["self", "anchors", "targets"]
 
 
+def test_settings_and_layers_are_kept_under_the_names_we_read():
+    net = small_mask(num_classes=2).net
+    assert net.transform.size_divisible == 32
+    assert list(net.transform.image_mean) == [0.485, 0.456, 0.406]
+    assert list(net.transform.image_std) == [0.229, 0.224, 0.225]
+    assert net.rpn.anchor_generator.sizes == ((16,), (32,), (64,), (128,), (256,))
+    assert net.rpn.anchor_generator.aspect_ratios[0] == (0.5, 1.0, 2.0)
+    assert (net.roi_heads.nms_thresh, net.roi_heads.score_thresh, net.roi_heads.detections_per_img) == (0.5, 0.01, 100)
+    assert net.roi_heads.box_roi_pool.canonical_scale == net.roi_heads.mask_roi_pool.canonical_scale == 112
+    predictor = net.roi_heads.box_predictor
+    assert (predictor.cls_score.in_features, predictor.cls_score.out_features) == (1024, 3)
+    assert predictor.bbox_pred.out_features == 12
+    names = list(inspect.signature(RoIHeads.postprocess_detections).parameters)
+    assert names == ["self", "class_logits", "box_regression", "proposals", "image_shapes"]
+
+
+def test_a_convolutional_box_head_takes_a_size_widths_and_a_norm():
+    head = FastRCNNConvFCHead((8, 7, 7), [8, 8], [16], torch.nn.BatchNorm2d)
+    assert head(torch.zeros(2, 8, 7, 7)).shape == (2, 16)
+    kinds = [type(layer) for layer in head.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.BatchNorm2d))]
+    assert kinds == [torch.nn.Conv2d, torch.nn.BatchNorm2d] * 2
+    assert TwoMLPHead(8 * 7**2, 16)(torch.zeros(2, 8, 7, 7)).shape == (2, 16)
+
+
 def test_the_rpn_proposes_as_many_boxes_as_counted():
     net, batch, maps = given()
     usual, losses = rpn_boxes(net, batch.tensor, batch.sizes, maps)
@@ -124,6 +150,14 @@ def test_training_rois_are_the_boxes_and_the_targets_own_with_their_labels():
     assert len(boxes[0]) == 4
     sampler = net.roi_heads.fg_bg_sampler
     assert (sampler.batch_size_per_image, sampler.positive_fraction) == (512, 0.25)
+
+
+def test_rois_to_train_with_are_chosen_without_masks_also_where_there_is_a_branch_for_them():
+    targets = [{"boxes": torch.tensor(BOXES, dtype=torch.float32), "labels": torch.tensor([1, 2])}]
+    boxes = [torch.tensor([[10.0, 12, 40, 58]])]
+    with pytest.raises((KeyError, ValueError)):  # once this fails, `training_rois` need not hide the branch
+        small_mask().net.roi_heads.select_training_samples(boxes, targets)
+    assert sorted(training_rois(small_mask().net, boxes, targets).labels[0].tolist()) == [1, 1, 2]
 
 
 def test_without_rois_the_box_head_is_on_the_graph():

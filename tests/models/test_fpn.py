@@ -1,5 +1,7 @@
 """The pyramid: torchvision's names and outputs, true strides, honest refusals."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -76,3 +78,14 @@ def test_gradients_of_the_coarsest_levels_are_exact_in_bfloat16_when_their_maps_
         gradients.append([parameter.grad.clone() for parameter in levels.parameters()])
     for low_precision, exact in zip(*gradients):
         torch.testing.assert_close(low_precision, exact)
+
+
+def test_torchvisions_coarsest_levels_are_made_of_the_coarsest_map_and_named_last():
+    """What `ExactP6P7` rests on."""
+    theirs = LastLevelP6P7(8, 8)
+    assert list(inspect.signature(theirs.forward).parameters) == ["p", "c", "names"]
+    finer, coarsest, unused = torch.randn(1, 8, 8, 8), torch.randn(1, 8, 4, 4), torch.full((1, 8, 4, 4), torch.nan)
+    maps, names = theirs([finer, coarsest], [unused], ["0", "1"])
+    assert names == ["0", "1", "p6", "p7"]
+    assert [tuple(level.shape[-2:]) for level in maps] == [(8, 8), (4, 4), (2, 2), (1, 1)]
+    assert maps[3].isfinite().all()
