@@ -101,8 +101,11 @@ class Detector(nn.Module, ABC):
         self.frozen_norms: set[str] = set()
 
     @abstractmethod
-    def body(self, tensor: Tensor) -> dict[str, Tensor]:
-        """The backbone's maps (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images that `neck` takes."""
+    def body(self, tensor: Tensor, net: nn.Module | None = None) -> dict[str, Tensor]:
+        """The backbone's maps (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images that `neck` takes.
+
+        `net` stands in for the backbone's own network, such as a faster copy of it.
+        """
 
     @abstractmethod
     def neck(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:

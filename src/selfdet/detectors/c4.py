@@ -30,10 +30,6 @@ class C4Detector(TwoStage):
 
     key = "faster_rcnn"
 
-    def body(self, tensor: Tensor) -> dict[str, Tensor]:
-        """The map "0" (B, C, H/16, W/16) of (B, 3, H, W) normalised images."""
-        return self.net.backbone(tensor)
-
     def neck(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The body's map: there is no neck."""
         return dict(maps)
@@ -75,7 +71,12 @@ class C4Body(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """The map (B, C, H/16, W/16) of normalised images x (B, 3, H, W)."""
-        return {"0": list(self.body(x).values())[-1]}
+        return self.maps(self.body, x)
+
+    @staticmethod
+    def maps(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        """The map "0" that `net`, the body or a copy of it, makes of images x."""
+        return {"0": list(net(x).values())[-1]}
 
 
 class Res5Head(nn.Module):

@@ -49,9 +49,9 @@ class TwoStage(Detector):
         self.options = options
         self.size_divisor = net.transform.size_divisible
 
-    def body(self, tensor: Tensor) -> dict[str, Tensor]:
+    def body(self, tensor: Tensor, net: nn.Module | None = None) -> dict[str, Tensor]:
         """The four maps (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images that the pyramid stands on."""
-        return self.net.backbone.maps(self.net.backbone.body, tensor)
+        return self.net.backbone.maps(self.net.backbone.body if net is None else net, tensor)
 
     def neck(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pyramid maps (B, fpn_channels, H/stride, W/stride), finest first, "pool" the last."""

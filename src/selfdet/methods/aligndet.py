@@ -22,6 +22,7 @@ from selfdet.methods.contrast import instance_contrast
 from selfdet.methods.moco import check
 from selfdet.methods.momentum import Draws, update_average
 from selfdet.methods.region_statistics import region_figures
+from selfdet.models.folding import Folding
 
 if TYPE_CHECKING:
     from selfdet.data.box_views import BoxViewBatch
@@ -89,6 +90,7 @@ class AlignDet(Method):
         self.draws = Draws(seed)
         self._momentum = momentum_start
         self._last: tuple[Regions, Regions, Batch] | None = None
+        self._folding = Folding()
         self.train()
 
     def forward(self, batch: BoxViewBatch) -> dict[str, Tensor]:
@@ -133,7 +135,8 @@ class AlignDet(Method):
                 return maps, self.teacher.body(images[count:])
         # Not inference mode: the neck's backward needs what it has seen.
         with torch.no_grad():
-            maps = self.detector.body(images)
+            backbone = self.detector.backbone
+            maps = self.detector.body(images, self._folding.of(backbone.maps, backbone.net, images[:1]))
         return (
             {name: level[:count] for name, level in maps.items()},
             {name: level[count:] for name, level in maps.items()},
