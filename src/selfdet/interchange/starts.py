@@ -15,6 +15,7 @@ from selfdet.data.labels import Labels
 from selfdet.detectors.base import Detector, Part
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
+from selfdet.interchange.relatives import handed_over, options_for
 from selfdet.interchange.weights import read_weights, write_safetensors
 from selfdet.models.backbones import Backbone, build_backbone
 from selfdet.training.checkpoint import load_checkpoint
@@ -22,8 +23,10 @@ from selfdet.training.rundir import RunDir
 from selfdet.training.transfer import TransferReport, TransferRow, transfer
 
 NOTE = "selfdet"  # the metadata key under which a weights file describes itself, as JSON
-BODY = "backbone.body."  # where a detector keeps its backbone
-WIDTHS = ("fpn_channels", "head_convs", "box_head")  # options that decide the shape of a detector's weights
+# Where a detector keeps its backbone, and what stands there before the backbone's own names. On C4 its last stage is
+# the box head.
+BODIES = {"backbone.body.": "", "roi_heads.box_head.layer4.": "layer4."}
+WIDTHS = ("neck", "fpn_channels", "head_convs", "box_head")  # options that decide the shape of a detector's weights
 REBUILDS = ("detector", "backbone", "options", "classes", "category_ids", "image_size")
 
 
@@ -117,7 +120,12 @@ def fill_backbone(backbone: Backbone, start: Start) -> TransferReport:
     """
     state = start.state
     if start.kind == "detector":
-        state = {name.removeprefix(BODY): value for name, value in state.items() if name.startswith(BODY)}
+        state = {
+            own + name.removeprefix(body): value
+            for body, own in BODIES.items()
+            for name, value in start.state.items()
+            if name.startswith(body)
+        }
     try:
         parts = {"backbone": Part([".*"], reinit=False)}
         return transfer(backbone.net, state, parts, expect={"backbone"}, source=start.source)
@@ -157,23 +165,25 @@ def build_detector(
 
     `detector` and `backbone` name what the start leaves open (fcos on resnet50 where nobody says); `options` go to
     the builder, over those of a start that is a detector itself. `keep_box_outputs`: reuse the layers that give boxes
-    as well, where the start has them; only those that give classes are fresh.
+    as well, where the start has them; only those that give classes are fresh. Of a detector that differs in a branch
+    (`relatives`), all but the branch is reused.
     Raises: UserError when the start's weights are of another architecture.
     """
     name = backbone or start.note.get("backbone") or "resnet50"
     if start.kind == "library" and backbone not in (None, start.note["backbone"]):
         raise UserError(f"--init {start.source} and --backbone {backbone} disagree", "Leave --backbone out")
     key = detector_of(start, detector)
-    if start.kind == "detector" and start.note["detector"] != key:
+    given = options_for(key, start.note, start.source) if start.kind == "detector" else {}
+    check_options(key, options)
+    own = given.get("neck", "fpn")
+    if given and options.get("neck", own) != own:
         raise UserError(
-            f"{start.source} is a {start.note['detector']}, not a {key}: of its weights only the backbone would fit",
-            f"Leave --detector out, or pre-train a {key}; a run's backbone.safetensors suits any detector",
+            f"{start.source} has the neck {own}, not {options['neck']}: of its weights only the backbone would fit",
+            "Leave --neck out; a run's backbone.safetensors suits either neck",
         )
     body = build_backbone(name, "library" if start.kind == "library" else None)
     report = fill_backbone(body, start) if start.kind == "backbone" else None
-    given = start.note["options"] if start.kind == "detector" else {}
     try:
-        check_options(key, options)
         built = DETECTORS[key](num_classes, body, **{**given, **options})
     except TypeError as error:
         if not given:
@@ -184,7 +194,7 @@ def build_detector(
             if part != "backbone":
                 report.rows[part] = TransferRow(reinitialised=_elements(built.net, rules))
     if start.kind == "detector":
-        parts = built.parts(keep_box_outputs)
+        parts = handed_over(built, key, start.note, keep_box_outputs)
         kept = [part for part, rules in parts.items() if not rules.reinit]
         try:
             report = transfer(built.net, start.state, parts, expect=kept, source=start.source)
