@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selfdet.data.labels import load_labels, read_sample
+from selfdet.data.masks import encode_masks
 from selfdet.data.sample import Sample
 from selfdet.detectors.base import Detector
 from selfdet.interchange.starts import load_detector
@@ -18,6 +19,7 @@ from selfdet.interchange.starts import load_detector
 class MaskOracle(Detector):
     """Knows a label file by the names of its images."""
 
+    has_masks = True
     body = neck = features = losses = detections = None  # type: ignore[assignment]
     projector = regions = parts = config = None  # type: ignore[assignment]
 
@@ -25,14 +27,14 @@ class MaskOracle(Detector):
         records = load_labels(file).records
         self.known = {record.path.name: read_sample(record, with_masks=True) for record in records}
 
-    def predict(self, samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
+    def find(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """The labelled objects with falling scores, in original pixels."""
         found = []
         for sample in samples:
             own = self.known[Path(sample.path).name]
             assert own.labels is not None
             assert own.masks is not None
-            boxes, masks = own.boxes.as_subclass(Tensor), own.masks.as_subclass(Tensor)
+            boxes, masks = own.boxes.as_subclass(Tensor), encode_masks(own.masks.as_subclass(Tensor))
             scores = torch.linspace(0.9, 0.1, len(boxes))
             found.append({"boxes": boxes, "scores": scores, "labels": own.labels, "masks": masks})
         return found

@@ -9,6 +9,8 @@ from tests.detectors.scenes import sample, view_batch
 from torch import nn
 from torchvision import tv_tensors
 
+from selfdet.data.masks import encode_masks
+from selfdet.detectors._torchvision_rcnn import paste
 from selfdet.methods.aligndet import AlignDet
 
 
@@ -36,6 +38,35 @@ def test_masks_equal_stock_torchvisions_on_the_same_weights(factor):
         outside = mask.clone()
         outside[max(0, y1 - 9) : y2 + 10, max(0, x1 - 9) : x2 + 10] = False
         assert not outside.any()
+
+
+def test_found_masks_are_those_predicted_as_run_lengths_however_few_are_unpacked_at_a_time(monkeypatch):
+    detector = small_mask(detections=6)
+    samples = [sample(96, 128, original=(40, 2000)), sample(64, 64)]
+    predicted = detector.predict(samples)
+    for pixels in (2**25, 2 * 40 * 2000, 1):
+        monkeypatch.setattr("selfdet.detectors.base.UNPACKED", pixels)
+        for found, expected in zip(detector.find(samples), predicted):
+            assert found["masks"] == encode_masks(expected["masks"])
+            assert found["boxes"].equal(expected["boxes"])
+    assert predicted[0]["masks"].shape == (6, 40, 2000)
+    assert found["masks"][0]["size"] == [64, 64]
+
+
+def test_never_more_masks_are_unpacked_than_memory_is_meant_for(monkeypatch):
+    unpacked = []
+
+    def watched(masks, boxes, size):
+        unpacked.append(len(masks) * size[0] * size[1])
+        return paste(masks, boxes, size)
+
+    monkeypatch.setattr("selfdet.detectors.base.UNPACKED", 3_000_000)
+    monkeypatch.setattr("selfdet.detectors.base.paste", watched)
+    detector = small_mask(detections=7)
+    (found,) = detector.find([sample(96, 128, original=(900, 1200))])
+    assert len(found["masks"]) == 7
+    assert len(unpacked) == 4
+    assert max(unpacked) == 2 * 900 * 1200
 
 
 def test_targets_keep_the_masks_of_the_boxes_they_keep():

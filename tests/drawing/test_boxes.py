@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from selfdet.data.masks import encode_masks
 from selfdet.drawing.boxes import colour, draw_boxes, grid
 
 GROUND = (90, 110, 90)
@@ -99,7 +100,7 @@ def test_masks_are_laid_over_their_objects_in_the_colour_of_the_box() -> None:
     mask = np.zeros((2, 150, 200), bool)
     mask[0, 50:100, 30:110] = mask[1, 10:30, 150:190] = True
     boxes, labels = [[30, 50, 110, 100], [150, 10, 190, 30]], [3, 1]
-    for masks in (mask, torch.from_numpy(mask)):
+    for masks in (mask, torch.from_numpy(mask), encode_masks(mask)):
         drawn = draw_boxes(ground(), boxes, labels, masks=masks)
         assert count(ground(), GROUND) == 200 * 150
         for (x, y), label in (((70, 75), 3), ((170, 20), 1)):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from selfdet.errors import UserError
-from selfdet.evaluation.detection import detection_table, evaluate_detections, to_coco_results
+from selfdet.evaluation.detection import detection_line, detection_table, evaluate_detections, to_coco_results
 
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "per_class", "images", "detections"]
 
@@ -262,6 +262,14 @@ def test_the_printed_table_is_in_percent_with_dashes_for_nothing() -> None:
     assert lines[2].split() == ["12.3", "50.0", "0.0", "–", "100.0", "20.0"]
     assert [line.split() for line in lines[5:7]] == [["dog", "10.0"], ["cat", "–"]]
     assert lines[7] == "3 images, 9 detections, in percent"
+
+
+def test_one_line_has_the_three_main_figures_and_those_of_masks_behind_them() -> None:
+    metrics = {"AP": 0.1234, "AP50": 0.5, "AP75": None}
+    assert detection_line(metrics) == "AP 12.3 %  AP50 50.0 %  AP75 – %"
+    assert detection_line({**metrics, "mask": {**metrics, "AP": 0.1}}).endswith(
+        " – %; masks: AP 10.0 %  AP50 50.0 %  AP75 – %"
+    )
 
 
 def test_eighty_classes_print_in_three_columns_that_fit_a_terminal() -> None:

@@ -11,9 +11,10 @@ import torch
 from selfdet.data.images import Quarantine
 from selfdet.data.labelled import evaluation_samples
 from selfdet.data.labels import load_labels, read_sample
+from selfdet.data.masks import encode_masks
 from selfdet.detectors.base import Detector
 from selfdet.errors import UserError
-from selfdet.evaluation.inference import detect, score, unknown_classes
+from selfdet.evaluation.inference import above, detect, score, unknown_classes
 from selfdet.interchange.starts import load_detector
 from selfdet.training.runtime import start_runtime
 
@@ -44,17 +45,18 @@ def test_a_detector_that_knows_the_truth_scores_1(scenes: Path, detector: Detect
     class Oracle(Detector):
         """Finds what is labelled, in original pixels."""
 
+        has_masks = True
         body = neck = features = losses = detections = None  # type: ignore[assignment]
         projector = regions = parts = config = None  # type: ignore[assignment]
 
-        def predict(self, samples):  # type: ignore[no-untyped-def]
+        def find(self, samples):  # type: ignore[no-untyped-def]
             scale = [sample.original_size[0] / sample.size[0] for sample in samples]
             return [
                 {
                     "boxes": sample.boxes.as_subclass(torch.Tensor) * factor,
                     "labels": sample.labels,
                     "scores": torch.ones(len(sample.boxes)),
-                    "masks": truth[sample.image_id],
+                    "masks": encode_masks(truth[sample.image_id]),
                 }
                 for sample, factor in zip(samples, scale)
             ]
@@ -69,13 +71,23 @@ def test_a_detector_that_knows_the_truth_scores_1(scenes: Path, detector: Detect
     assert len(results) == sum(len(record.boxes) for record in labels.records)
 
 
+def test_masks_are_filtered_with_their_boxes() -> None:
+    found = {"boxes": torch.eye(4)[:3], "scores": torch.tensor([0.9, 0.5, 0.2]), "masks": [{"n": 0}, {"n": 1}, {}]}
+    kept = above(found, 0.5)
+    assert kept["masks"] == [{"n": 0}, {"n": 1}]
+    assert kept["boxes"].equal(found["boxes"][:2])
+    assert above(found, 0.95)["masks"] == []
+
+
 def test_a_detector_of_masks_that_finds_nothing_scores_zero_in_them_too(scenes: Path, detector: Detector) -> None:
     labels = load_labels(scenes / "val.json")
 
     class Blind(type(detector)):  # type: ignore[misc]
-        def predict(self, samples):  # type: ignore[no-untyped-def]
+        has_masks = True
+
+        def find(self, samples):  # type: ignore[no-untyped-def]
             none = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
-            return [{**none, "masks": torch.zeros(0, *sample.original_size, dtype=torch.bool)} for sample in samples]
+            return [{**none, "masks": []} for _ in samples]
 
     blind = Blind(detector.net, detector.backbone, len(labels.classes), detector.options)
     scores, _ = score(blind, labels, 48, start_runtime(precision="fp32", threads=1).fabric)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
+from selfdet.data.masks import encode_masks
 from selfdet.data.pixels import normalise
 from selfdet.data.sample import Sample
 from selfdet.detectors._torchvision_rcnn import paste
 from selfdet.models.backbones import Backbone, evaluating
+
+UNPACKED = 2**25  # pixels of masks that are unpacked at a time: a hundred of a large photograph would fill a gigabyte
 
 
 @dataclass
@@ -88,6 +91,8 @@ class Detector(nn.Module, ABC):
     size_divisor: int
     # How many proposals of an image the box domain takes, where the method's authors say; None: all.
     boxes_per_image: ClassVar[int | None] = None
+    # Whether it learns a mask of each object, where the samples have masks, and finds one for each box.
+    has_masks: ClassVar[bool] = False
     # Names of `.net.named_parameters()` that only labels train: `regions` does not reach them.
     labels_only: ClassVar[Part] = Part([])
 
@@ -123,7 +128,7 @@ class Detector(nn.Module, ABC):
     def detections(self, batch: Batch) -> list[dict[str, Tensor]]:
         """Per image "boxes" (N, 4) xyxy px of the image as given, "scores" (N,) falling, "labels" (N,) 0…K−1.
 
-        A detector of masks adds "masks" (N, M, M), probabilities in the frame of the box.
+        Where `has_masks`, also "masks" (N, M, M), probabilities in the frame of the box.
         """
 
     @abstractmethod
@@ -179,14 +184,29 @@ class Detector(nn.Module, ABC):
         step = self.size_divisor
         return -(-height // step) * step, -(-width // step) * step
 
-    @torch.no_grad()
     def predict(self, samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
-        """Per sample "boxes" (N, 4) xyxy px of the original image, "scores" (N,) falling, "labels" (N,) 0…K−1; of a
-        detector of masks also "masks" (N, H, W) bool, as large as the original image.
+        """Per sample "boxes" (N, 4) xyxy px of the original image, "scores" (N,) falling, "labels" (N,) 0…K−1; where
+        `has_masks` also "masks" (N, H, W) bool, as large as the original image.
 
         An image's result does not depend on the others: only images of one padded size share a batch, and batch norm
         uses its stored statistics.
         """
+        return [self._with_masks(found, paste, sample) for found, sample in zip(self._found(samples), samples)]
+
+    def find(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        """As `predict`, with the masks as a list of COCO's compressed RLE, {"size": [H, W], "counts": str}: these fit
+        into memory for any number of large images."""
+        return [self._with_masks(found, packed, sample) for found, sample in zip(self._found(samples), samples)]
+
+    def _with_masks(self, found: dict[str, Tensor], unpack: Callable[..., Any], sample: Sample) -> dict[str, Any]:
+        """What is found, with its masks as `unpack` gives them for the original image."""
+        if not self.has_masks:
+            return found
+        return {**found, "masks": unpack(found["masks"], found["boxes"], sample.original_size or sample.size)}
+
+    @torch.no_grad()
+    def _found(self, samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
+        """`detections` of each sample, the boxes in pixels of the original image."""
         found: dict[int, dict[str, Tensor]] = {}
         with evaluating(self):
             for rows in _rows_of_one_size(samples, self):
@@ -230,5 +250,11 @@ def _in_original_pixels(detections: dict[str, Tensor], sample: Sample) -> dict[s
     original = sample.original_size or sample.size
     ratios = (original[1] / width, original[0] / height)
     boxes = clip_boxes_to_image(detections["boxes"] * detections["boxes"].new_tensor(ratios * 2), original)
-    masks = {"masks": paste(detections["masks"], boxes, original)} if "masks" in detections else {}
-    return {**detections, "boxes": boxes, **masks}
+    return {**detections, "boxes": boxes}
+
+
+def packed(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Masks (N, M, M), 0…1, of boxes (N, 4) xyxy px as compressed RLE of an image of `size` (H, W)."""
+    together = max(1, UNPACKED // (size[0] * size[1]))
+    parts = zip(masks.split(together), boxes.split(together))
+    return [entry for some, own in parts for entry in encode_masks(paste(some, own, size).cpu())]

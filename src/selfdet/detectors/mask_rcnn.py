@@ -26,6 +26,7 @@ class MaskRCNNDetector(TwoStage):
 
     net: MaskRCNN
     key = "mask_rcnn"
+    has_masks = True
     labels_only = Part([r"roi_heads\.mask_"])
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

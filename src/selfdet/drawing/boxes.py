@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from selfdet.data.masks import decode_mask
 from selfdet.drawing.masks import paint_mask
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def draw_boxes(
     `image`: PIL picture or (3, H, W) uint8 RGB tensor; `boxes`: (N, 4) xyxy in its pixels; `labels`: (N,) class
     indices; `scores`: (N,) 0…1; `ids`: (N,) instance ids; tensors, arrays or lists. `names`: the classes' names.
     `long_side`: scale picture and boxes to this long side in pixels first, so that the text on small pictures is sharp.
-    `masks`: (N, H, W) bool of the picture as given; they are laid over it, translucent with an outline.
+    `masks`: (N, H, W) bool, or N compressed RLE, of the picture as given; they are laid over it, translucent with an
+    outline.
 
     A box and its mask have the colour of its id, else of its class (grey: none). A tag says name, #id and score; it
     stays within the picture, shortened if it must, and is left off where better scored tags leave no room. Boxes
@@ -97,7 +99,8 @@ def draw_boxes(
     shades = {i: colour(int(colours[i])) for i in areas}
     if masks is not None:
         for i in areas:
-            paint_mask(picture, np.asarray(masks[i]), shades[i], line)
+            mask = decode_mask(masks[i]) if isinstance(masks[i], dict) else np.asarray(masks[i])
+            paint_mask(picture, mask, shades[i], line)
         line = max(min(line, 2), line // 2)  # the mask's outline tells more
     tags: list[tuple[Area, Colour, str]] = []
     for i, area in areas.items():

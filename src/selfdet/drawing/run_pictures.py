@@ -20,6 +20,7 @@ from selfdet.drawing.report import Item, Picture, Points, Text
 from selfdet.drawing.run_stages import StageRun, WholeRun
 from selfdet.drawing.training import PICTURES, plot_training
 from selfdet.errors import UserError
+from selfdet.evaluation.inference import above
 from selfdet.proposing.store import read_info, read_proposals
 from selfdet.training.log import plural
 
@@ -39,7 +40,8 @@ CAPTIONS = {
     "deviation": "Near 0, everything would look alike to it.",
     "match_accuracy": "How often it finds the same spot in another view. The first point is before training.",
     "match_error": "How far off the spots are that it finds in another view.",
-    "ap": "AP is 1 when every object is found, named and boxed exactly. AP50 asks for boxes that fit by half only.",
+    "ap": "AP is 1 when every object is found, named and boxed exactly. AP50 asks for boxes that fit by half only. The "
+    "AP of masks, where there are some, asks for the object's pixels in place of its box.",
 }
 VIEWS = {
     "backbone": "The first images as training saw them, in two views each; dots of one number mark the same spot.",
@@ -51,7 +53,8 @@ VIEWS = {
 class Example:
     """An image with what is labelled in it and what a detector finds.
 
-    `image`: (3, H, W) uint8 RGB; `truth`: boxes (N, 4) xyxy pixels and labels (N,); `found`: those and scores (N,).
+    `image`: (3, H, W) uint8 RGB; `truth`: boxes (N, 4) xyxy pixels and labels (N,); `found`: those and scores (N,);
+    both with masks, N compressed RLE, from a detector that gives them.
     """
 
     name: str
@@ -89,10 +92,9 @@ def example_pictures(examples: Examples) -> Iterator[Picture]:
             f"{example.name} with labelled boxes",
             photograph=True,
         )
-        kept = example.found["scores"] >= SCORE
-        shown = {name: values[kept] for name, values in example.found.items()}
-        number = len(shown["boxes"])
-        best = f"; the best of the others has {float(example.found['scores'].max()):.2f}" if len(kept) > number else ""
+        shown = above(example.found, SCORE)
+        number, scores = len(shown["boxes"]), example.found["scores"]
+        best = f"; the best of the others has {float(scores.max()):.2f}" if len(scores) > number else ""
         yield Picture(
             draw_boxes(example.image, **shown, names=examples.names, long_side=SHARP),
             f"found: {plural(number, 'object')}" + (best if not number else ""),

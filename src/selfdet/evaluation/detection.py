@@ -26,8 +26,8 @@ def to_coco_results(image_id: int, prediction: Mapping[str, Any], category_ids: 
     """One image's detections as COCO results.
 
     `prediction`: boxes (N, 4) float xyxy in the original image's pixels, scores (N,) float, labels (N,) int in
-    0…K-1, and masks (N, H, W) bool of the original image's size from a detector that gives them, as tensors or arrays;
-    `category_ids`: the label file's id of each of the K classes.
+    0…K-1, as tensors or arrays, and from a detector that gives them masks of the original image's size, (N, H, W) bool
+    or a list of N compressed RLE; `category_ids`: the label file's id of each of the K classes.
     Returns one dict a detection: image_id, category_id, bbox [x, y, width, height] in pixels, score, and with masks
     segmentation, compressed RLE {"size": [H, W], "counts": str}.
     Raises: ValueError when a label is outside 0…K-1 or they have different lengths.
@@ -35,7 +35,8 @@ def to_coco_results(image_id: int, prediction: Mapping[str, Any], category_ids: 
     boxes, scores, labels = (_plain(prediction[key]) for key in ("boxes", "scores", "labels"))
     masks: list[dict[str, Any]] = [{}] * len(boxes)
     if "masks" in prediction:
-        masks = [{"segmentation": packed} for packed in encode_masks(prediction["masks"])]
+        given = prediction["masks"]
+        masks = [{"segmentation": each} for each in (given if isinstance(given, list) else encode_masks(given))]
     results = []
     for (x1, y1, x2, y2), score, label, mask in zip(boxes, scores, labels, masks, strict=True):
         if not 0 <= label < len(category_ids):
@@ -115,6 +116,13 @@ def detection_table(metrics: Mapping[str, Any], title: str = "") -> str:
         lines += ["   ".join(cells[row::height]) for row in range(height)]
     lines.append(f"{metrics['images']} images, {metrics['detections']} detections, in percent")
     return "\n".join(lines)
+
+
+def detection_line(metrics: Mapping[str, Any]) -> str:
+    """The three figures of `evaluate_detections` that matter most in one line, in percent; of masks too."""
+    rows = {"": metrics, "; masks: ": metrics["mask"]} if "mask" in metrics else {"": metrics}
+    keys = ("AP", "AP50", "AP75")
+    return "".join(name + "  ".join(f"{key} {percent(row[key])} %" for key in keys) for name, row in rows.items())
 
 
 def _plain(values: Any) -> list[Any]:

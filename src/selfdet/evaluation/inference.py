@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 
 from selfdet.data.images import Quarantine
@@ -26,9 +25,9 @@ def detect(
     fabric: Fabric,
     batch_size: int = BATCH,
     seen: Callable[[int], None] | None = None,
-) -> Iterator[tuple[Sample, dict[str, torch.Tensor]]]:
+) -> Iterator[tuple[Sample, dict[str, Any]]]:
     """Yield each sample and its detections: boxes (N, 4) xyxy in original pixels, scores, labels, and from a detector
-    of masks these, (N, H, W) bool of the original image's size; on the CPU.
+    of masks these, a list of N compressed RLE of the original image's size; tensors on the CPU.
 
     `seen` is told how many images are done.
     """
@@ -36,12 +35,21 @@ def detect(
     done = 0
     while chunk := list(islice(stream, batch_size)):
         with fabric.autocast():
-            found = detector.predict(chunk)
+            found = detector.find(chunk)
         for sample, detections in zip(chunk, found, strict=True):
-            yield sample, {name: value.cpu() for name, value in detections.items()}
+            yield sample, {name: value if name == "masks" else value.cpu() for name, value in detections.items()}
         done += len(chunk)
         if seen is not None:
             seen(done)
+
+
+def above(detections: Mapping[str, Any], threshold: float) -> dict[str, Any]:
+    """The detections of an image, as `detect` yields them, whose score is the `threshold` or more."""
+    kept = (detections["scores"] >= threshold).nonzero().squeeze(1)
+    return {
+        name: [values[place] for place in kept.tolist()] if isinstance(values, list) else values[kept]
+        for name, values in detections.items()
+    }
 
 
 def score(
@@ -68,16 +76,14 @@ def score(
     samples = evaluation_samples(labels.records, image_size, quarantine)
     results: list[dict[str, Any]] = []
     image_ids: list[int] = []
-    masks = False
     for sample, detections in detect(detector, samples, fabric, batch_size, seen):
         image_ids.append(sample.image_id)
-        masks = "masks" in detections
         results += to_coco_results(sample.image_id, detections, ids)
     if not image_ids:
         raise UserError(f"none of the {len(labels)} images of {labels.file} can be read", "Check the files")
     unknown = unknown_classes(labels, ids)
     classes = [name for name in labels.classes if name not in unknown] if unknown else None
-    return evaluate_detections(labels.coco, results, image_ids, classes, masks), results
+    return evaluate_detections(labels.coco, results, image_ids, classes, detector.has_masks), results
 
 
 def unknown_classes(labels: Labels, category_ids: Sequence[int]) -> list[str]:

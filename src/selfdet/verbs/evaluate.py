@@ -70,7 +70,7 @@ def evaluate(
     if unknown := unknown_classes(labels, category_ids):
         reporter.line(f"not evaluated, as the detector does not know them: {', '.join(unknown)}")
     reporter.line(detection_table(scores, title=f"{init} on {data}"))
-    if "mask" not in scores and any("segmentation" in result for result in results):
+    if detector.has_masks and "mask" not in scores:
         reporter.line("the detector's masks are not evaluated, as no object in the label file has a segmentation")
     if target is not None:
         write_text(target, json.dumps(results))

@@ -17,7 +17,7 @@ from selfdet.data.sample import Sample, plain_sample
 from selfdet.drawing.boxes import draw_boxes
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import to_coco_results
-from selfdet.evaluation.inference import detect
+from selfdet.evaluation.inference import above, detect
 from selfdet.interchange.starts import load_detector
 from selfdet.training.log import Reporter, plural
 from selfdet.training.rundir import check_out_is_new, write_text
@@ -92,9 +92,9 @@ def predict(
             entries.append({"id": sample.image_id, "file_name": sample.path, "width": width, "height": height})
             results += to_coco_results(sample.image_id, found, note["category_ids"])
             if len(entries) <= pictures:
-                shown = {name: values[found["scores"] >= threshold] for name, values in found.items()}
                 # A small image is enlarged first, so that its tags can be read.
-                picture = draw_boxes(image, **shown, names=note["classes"], long_side=max(SHARP, height, width))
+                shown = {"names": note["classes"], "long_side": max(SHARP, height, width)}
+                picture = draw_boxes(image, **above(found, threshold), **shown)
                 picture.save(folder / "pictures" / f"{sample.image_id:05d}_{Path(sample.path).stem}.jpg", quality=90)
     categories = [{"id": number, "name": name} for number, name in zip(note["category_ids"], note["classes"])]
     write_text(folder / "results.json", json.dumps(results))
