@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from scipy.stats import t as student
 
 ENOUGH = 5  # seeds from which an interval is given; of fewer only what was seen
-CONFIDENCE = 0.95
+TAIL = 0.025  # of the chance left on each side of an interval, which makes it one of 95 %
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,12 @@ class Difference:
         return self.n > 1 and (self.low > 0 or self.high < 0)
 
 
-def paired(base: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
+def paired(base: Mapping[int, float], other: Mapping[int, float], tail: float = TAIL) -> Difference | None:
     """`other` − `base` over the seeds that both have, None where they share none.
 
     Both map a seed to its score. The interval is Student's, of the mean over seeds: it holds for new seeds on the same
     evaluation images and says nothing about other images. Differences of equal size give an interval without width.
+    `tail`: the chance left on each side of the interval.
     """
     differences = [other[seed] - base[seed] for seed in sorted(base.keys() & other.keys())]
     if not differences:
@@ -51,7 +52,7 @@ def paired(base: Mapping[int, float], other: Mapping[int, float]) -> Difference 
     mean, n = statistics.fmean(differences), len(differences)
     if n < ENOUGH:
         return Difference(mean, min(differences), max(differences), n)
-    half = float(student.ppf(0.5 + CONFIDENCE / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    half = float(student.ppf(1 - tail, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return Difference(mean, mean - half, mean + half, n)
 
 
