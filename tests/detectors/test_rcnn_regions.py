@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tests.detectors.rcnn_scenes import BOXES, random_maps, small_faster, zero_maps
+from tests.detectors.rcnn_scenes import BOXES, TWO_STAGE, random_maps, small_faster, zero_maps
 from tests.detectors.scenes import EVERY_LEVEL, sample
 from torch import nn
 
@@ -75,40 +75,81 @@ def views_of(count):
         yield from views(one, 0, index)
 
 
-def test_ids_are_those_of_an_independent_matcher_on_both_views_of_many_images():
-    detector, placed = small_faster(), 0
-    for view in views_of(10):
+@pytest.mark.parametrize("key", list(TWO_STAGE))
+def test_ids_are_those_of_an_independent_matcher_on_both_views_of_fifty_images(key):
+    detector, placed = TWO_STAGE[key](), 0
+    for view in views_of(50):
         batch = detector.prepare([view])
         maps = zero_maps(batch)
         proposed, _ = rpn_boxes(detector.net, batch.tensor, batch.sizes, maps, counts=(2000, 1000))
-        found = regions_of(detector, [view], maps=lambda _, maps=maps: maps)
+        found = detector.regions(maps, batch, nn.Identity(), torch.Generator(), losses=False)[0]
         boxes = view.boxes.as_subclass(torch.Tensor).double().numpy()
         expected = region_matches(boxes, proposed[0].double().numpy(), view.ids.tolist())
         assert sorted((*box, i) for box, i in zip(found.boxes.tolist(), found.ids.tolist())) == expected
         assert {*view.ids.tolist()} >= {*found.ids.tolist()}
         placed += len(expected)
-    assert placed > 200
+    assert placed > 1000
 
 
-def test_the_anchors_that_train_the_rpn_are_those_of_an_independent_matcher(monkeypatch):
-    detector, seen = small_faster(), []
+@pytest.fixture
+def drawn(monkeypatch):
+    """Pairs (labels, what was drawn of them) of every call of our sampler: of the RPN's anchors, then of the RoIs."""
+    seen = []
     original = ObjectsFirst.__call__
 
     def listen(self, labels):
-        drawn = original(self, labels)
-        seen.append((labels, drawn))
-        return drawn
+        seen.append((labels, original(self, labels)))
+        return seen[-1][1]
 
     monkeypatch.setattr(ObjectsFirst, "__call__", listen)
-    for view in views_of(4):
-        seen.clear()
+    return seen
+
+
+def test_the_anchors_that_train_the_rpn_are_those_of_an_independent_matcher(drawn):
+    detector = small_faster()
+    for view in views_of(10):
+        drawn.clear()
         regions_of(detector, [view], losses=True, maps=zero_maps)
-        labels, (objects, background) = seen[0]
+        labels, (objects, background) = drawn[0]
         boxes = view.boxes.as_subclass(torch.Tensor).double().numpy()
         expected = anchor_labels(boxes, anchors_of(detector.padded_size(*view.size)))
         assert labels[0].tolist() == expected.tolist()
         assert objects[0].equal(labels[0] == 1)
         assert int(background[0].sum()) == min(4096 - int(objects[0].sum()), int((labels[0] == 0).sum()))
+
+
+def assert_trains(detector, found):
+    (sum(found.losses.values()) + found.embeddings.sum()).backward()
+    assert all(loss.isfinite() for loss in found.losses.values())
+    for part in (detector.net.rpn, detector.net.roi_heads.box_head, detector.net.roi_heads.box_predictor):
+        assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in part.parameters())
+
+
+@pytest.mark.parametrize("level", range(5))
+def test_proposals_that_all_fall_on_one_level_of_the_rpn_train_it(level, drawn):
+    detector, half = small_faster(), 8 * 2**level
+    box = [128 - half, 128 - half, 128 + half, 128 + half]
+    found = regions_of(detector, [sample(256, 256, [box, box])], losses=True)
+    anchors = [3 * (256 // stride) ** 2 for stride in (4, 8, 16, 32, 64)]
+    objects = [bool(each.any()) for each in drawn[0][1][0][0].split(anchors)]
+    assert objects == [each == level for each in range(5)]
+    assert found.losses["loss_objectness"] > 0
+    assert_trains(detector, found)
+
+
+@pytest.mark.parametrize(("growth", "box", "level"), [(-3, [8, 8, 12, 12], 0), (4, [1, 1, 255, 255], 3)])
+def test_regions_that_are_all_cut_from_one_map_train(growth, box, level):
+    detector, one = small_faster(), sample(256, 256, [box])
+    with torch.no_grad():
+        for layer in (detector.net.rpn.head.bbox_pred, detector.net.rpn.head.cls_logits):
+            layer.weight.zero_()
+        detector.net.rpn.head.bbox_pred.bias.view(3, 4)[:, 2:] = growth  # of width and height
+    batch = detector.prepare([one])
+    boxes, _ = rpn_boxes(detector.net, batch.tensor, batch.sizes, random_maps(batch))
+    assert detector.net.roi_heads.box_roi_pool.map_levels(boxes).unique().tolist() == [level]
+    found = regions_of(detector, [one], losses=True)
+    assert len(found.ids) >= 1
+    assert_trains(detector, found)
 
 
 def test_every_box_has_a_region_and_there_is_no_background():
