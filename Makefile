@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
+# torch==X.Y.* and torchvision==X.Y.*, of the lower bounds in pyproject.toml.
+PAIR = $(shell sed -nE "s/^ *\"(torch|torchvision)>=([0-9.]+)\",$$/'\1==\2.*'/p" pyproject.toml)
 
-.PHONY: demo test check install clean
+.PHONY: demo test test-oldest check install clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,6 +20,15 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+$(OLDEST)/.installed: pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet -e '.[dev]' $(PAIR)
+	touch $@
+
+# The rooms that rest on what torch and torchvision do inside, on the oldest pair that we support.
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest tests/models tests/detectors tests/methods tests/interchange
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check src tests benchmarks
