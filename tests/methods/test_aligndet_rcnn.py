@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from tests import reference
-from tests.detectors.rcnn_scenes import BOXES, small_faster
+from tests.detectors.rcnn_scenes import BOXES, TWO_STAGE
 from tests.detectors.scenes import EVERY_LEVEL, sample, view_batch
 from torch import Tensor, nn
 
@@ -16,9 +16,12 @@ from selfdet.detectors.optim import part_of
 from selfdet.methods import aligndet
 from selfdet.methods.aligndet import AlignDet
 
+KINDS = [("faster_rcnn", "rpn"), ("faster_rcnn", "proposals"), ("mask_rcnn", "rpn")]
 
-def build(seed: int = 0, options: dict | None = None, **settings) -> AlignDet:
-    return AlignDet(small_faster(num_classes=1, seed=seed, **(options or {})), **{"embedding_dim": 16, **settings})
+
+def build(seed: int = 0, options: dict | None = None, key: str = "faster_rcnn", **settings) -> AlignDet:
+    detector = TWO_STAGE[key](num_classes=1, seed=seed, **(options or {}))
+    return AlignDet(detector, **{"embedding_dim": 16, **settings})
 
 
 def train(method: AlignDet, batches: list, first: int = 0, total: int = 10) -> list[dict[str, Tensor]]:
@@ -78,12 +81,19 @@ def test_the_contrast_is_that_of_the_regions_of_the_online_view_with_the_teacher
     )
 
 
-@pytest.mark.parametrize("box_head", ["2fc", "4conv1fc"])
-def test_gradients_reach_neck_rpn_box_head_and_projector(box_head: str) -> None:
-    method = build(options={"box_head": box_head, "neck_norm": "gn"})
+@pytest.fixture(params=list(TWO_STAGE))
+def key(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("key", "box_head"), [("faster_rcnn", "2fc"), ("faster_rcnn", "4conv1fc"), ("mask_rcnn", "2fc")]
+)
+def test_gradients_reach_neck_rpn_box_head_and_projector(key: str, box_head: str) -> None:
+    method = build(options={"box_head": box_head, "neck_norm": "gn"}, key=key)
     method(view_batch(EVERY_LEVEL, size=256))["loss"].backward()
     for name, parameter in [*method.detector.net.named_parameters(), *method.projector.named_parameters()]:
-        if name.startswith("backbone.body."):
+        if name.startswith(("backbone.body.", "roi_heads.mask_")):
             assert not parameter.requires_grad
             assert parameter.grad is None
         else:
@@ -92,8 +102,8 @@ def test_gradients_reach_neck_rpn_box_head_and_projector(box_head: str) -> None:
     assert all(not p.requires_grad and p.grad is None for p in own(method.teacher, method.detector))
 
 
-def test_nothing_of_the_backbone_moves() -> None:
-    method = build(options={"neck_norm": "bn"}).train()
+def test_nothing_of_the_backbone_moves(key: str) -> None:
+    method = build(options={"neck_norm": "bn"}, key=key).train()
     before = {name: value.clone() for name, value in method.detector.net.state_dict().items()}
     passes: list[int] = []
     method.detector.backbone.net.register_forward_hook(lambda module, given, found: passes.append(len(given[0])))
@@ -104,9 +114,9 @@ def test_nothing_of_the_backbone_moves() -> None:
     assert method.teacher.backbone.net is method.detector.backbone.net
 
 
-@pytest.mark.parametrize("teacher_rois", ["rpn", "proposals"])
-def test_the_teacher_counts_and_so_do_all_of_its_parts(teacher_rois: str) -> None:
-    method, batch = build(options={"teacher_rois": teacher_rois}), view_batch(BOXES)
+@pytest.mark.parametrize(("key", "teacher_rois"), KINDS)
+def test_the_teacher_counts_and_so_do_all_of_its_parts(key: str, teacher_rois: str) -> None:
+    method, batch = build(options={"teacher_rois": teacher_rois}, key=key), view_batch(BOXES)
     parts = {"neck", "head"} | ({"rpn"} if teacher_rois == "rpn" else set())
     calm(method)
     with torch.no_grad():
@@ -123,8 +133,8 @@ def test_the_teacher_counts_and_so_do_all_of_its_parts(teacher_rois: str) -> Non
             before = after
 
 
-def test_after_three_steps_the_teacher_is_the_average_by_hand() -> None:
-    method = build()
+def test_after_three_steps_the_teacher_is_the_average_by_hand(key: str) -> None:
+    method = build(key=key)
     expected = copy.deepcopy(method.teacher.state_dict())
     for step in range(3):
         losses = train(method, [view_batch(BOXES, seed=step)], first=step, total=3)
@@ -138,9 +148,9 @@ def test_after_three_steps_the_teacher_is_the_average_by_hand() -> None:
 
 
 @pytest.mark.parametrize("boxes", [[[], []], [BOXES, []], [[[300, 300, 320, 330]], []]], ids=["none", "one", "outside"])
-@pytest.mark.parametrize("teacher_rois", ["rpn", "proposals"])
-def test_images_without_proposals_give_finite_losses_with_gradients(boxes: list, teacher_rois: str) -> None:
-    method = build(options={"teacher_rois": teacher_rois, "box_head": "4conv1fc", "neck_norm": "bn"})
+@pytest.mark.parametrize(("key", "teacher_rois"), KINDS)
+def test_images_without_proposals_give_finite_losses_with_gradients(boxes: list, key: str, teacher_rois: str) -> None:
+    method = build(options={"teacher_rois": teacher_rois, "box_head": "4conv1fc", "neck_norm": "bn"}, key=key)
     losses = method(view_batch(*boxes))
     losses["loss"].backward()
     assert all(loss.isfinite() for loss in losses.values())
@@ -151,9 +161,20 @@ def test_images_without_proposals_give_finite_losses_with_gradients(boxes: list,
     assert all(math.isfinite(value) for value in method.health().values())
 
 
-def test_more_than_256_objects_and_identical_boxes_are_nothing_special() -> None:
+@pytest.mark.parametrize("side", [16, 256], ids=["finest", "coarsest"])
+def test_images_whose_proposals_all_fall_on_one_level_of_the_rpn_train(side: int, key: str) -> None:
+    method, box = build(key=key), [128 - side / 2, 128 - side / 2, 128 + side / 2, 128 + side / 2]
+    losses = method(view_batch([box], [box], size=256))
+    losses["loss"].backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["contrast"] > 0
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
+
+
+def test_more_than_256_objects_and_identical_boxes_are_nothing_special(key: str) -> None:
     many = [[8 * x, 8 * y, 8 * x + 17, 8 * y + 17] for x in range(17) for y in range(17)]
-    method = build()
+    method = build(key=key)
     with torch.no_grad():
         losses = method(view_batch([*many, *many], size=160))
         assert all(loss.isfinite() for loss in losses.values())
