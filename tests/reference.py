@@ -21,6 +21,19 @@ def info_nce(query: Tensor, positive: Tensor, negatives: Tensor, temperature: fl
     return total / max(1, len(query))
 
 
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Mean over all 2B views of -log( exp(z·z⁺/τ) / Σ over the other views exp(z·z'/τ) ), one view at a time."""
+    views = [*zip(first, second), *zip(second, first)]
+    everyone = [z for z, _ in views]
+    losses = []
+    for place, (z, partner) in enumerate(views):
+        others = [other for number, other in enumerate(everyone) if number != place]
+        losses.append(
+            torch.log(sum(torch.exp(z @ other / temperature) for other in others)) - z @ partner / temperature
+        )
+    return torch.stack(losses).mean()
+
+
 def match_dense(query_features: Tensor, key_features: Tensor) -> Tensor:
     """For each query cell, the first key cell of the highest cosine similarity, one pair of cells at a time."""
     matches = []

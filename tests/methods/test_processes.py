@@ -10,9 +10,12 @@ import torch
 import torch.distributed as dist
 from tests.methods.tiny import tiny_backbone, train
 from torch import Tensor, multiprocessing
+from torch.nn import functional
 
+from selfdet.methods.contrast import nt_xent
 from selfdet.methods.densecl import DenseCL
 from selfdet.methods.momentum import Draws, gather, split_batch_norm
+from selfdet.methods.simclr import of_all
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +37,8 @@ def work(rank: int, folder: str) -> None:
     times_ten, _ = split_batch_norm(encode, images, Draws(0))
     method = DenseCL(tiny_backbone(), queue_length=24, dim=8, matching="random", negatives="dense")
     train(method, [3 - rank, 5, 1 + rank])
+    mine = embeddings()[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
+    nt_xent(*map(of_all, mine), 0.1).backward()
     torch.save(
         {
             "everyone": everyone,
@@ -43,10 +48,16 @@ def work(rank: int, folder: str) -> None:
             "queues": torch.stack([method.queue, method.dense_queue]),
             "draws": method.cell_draws.get_extra_state(),
             "entered": int(method.queue_entered),
+            "gradient": mine.grad,
         },
         f"{folder}/{rank}.pt",
     )
     dist.destroy_process_group()
+
+
+def embeddings() -> Tensor:
+    """Both views of four images, two for each process."""
+    return functional.normalize(torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0)), dim=2)
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +83,11 @@ def test_queues_and_draws_are_the_same_in_all_processes(results: list[dict]) -> 
     assert results[0]["queues"].equal(results[1]["queues"])
     assert results[0]["draws"].equal(results[1]["draws"])
     assert [result["entered"] for result in results] == [18, 18]
+
+
+def test_the_mean_gradient_of_simclr_is_that_of_all_images_in_one_process(results: list[dict]) -> None:
+    whole = embeddings().requires_grad_()
+    nt_xent(*whole, 0.1).backward()
+    for rank, result in enumerate(results):
+        # What data-parallel training averages over the processes.
+        torch.testing.assert_close(result["gradient"] / 2, whole.grad[:, 2 * rank : 2 * rank + 2])

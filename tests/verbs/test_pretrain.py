@@ -166,3 +166,18 @@ def test_one_image_is_enough_where_its_map_is_more_than_a_cell(scenes: Path, tmp
     with pytest.raises(UserError, match="one image of 32 px at a time leaves batch norm one value"):
         tiny_pretrain(scenes, tmp_path / "small", images=one, steps=2, image_size=32)
     assert not (tmp_path / "small").exists()
+
+
+def test_simclr_trains_and_says_what_its_figures_mean(scenes: Path, tmp_path: Path) -> None:
+    answer = tiny_pretrain(scenes, tmp_path / "run", method="simclr", queue_length=None)
+    assert answer["finished"]
+    assert config(tmp_path / "run")["method_options"] == {"temperature": 0.1, "seed": 0}
+    said = (tmp_path / "run" / "log.txt").read_text()
+    assert "queue" not in said
+    assert "pure chance is 1.95" in said  # log(2 · 4 − 1)
+    assert "to other images" in said
+
+
+def test_a_queue_for_simclr_is_refused(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--queue-length 64: simclr has no queue"):
+        tiny_pretrain(scenes, tmp_path / "run", method="simclr", queue_length=64)

@@ -16,6 +16,7 @@ from selfdet.training.rundir import RunDir
 NAMES = {
     "densecl": "DenseCL",
     "moco": "MoCo v2",
+    "simclr": "SimCLR",
     "aligndet": "AlignDet",
     "fcos": "FCOS",
     "retinanet": "RetinaNet",

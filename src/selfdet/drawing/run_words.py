@@ -25,6 +25,8 @@ def purpose(stage: StageRun) -> str:
         return f"DenseCL {views} other among many, as a whole and place by place. No labels are used."
     if method == "moco":
         return f"MoCo v2 {views} other among many. No labels are used."
+    if method == "simclr":
+        return f"SimCLR {views} other among those of its batch. No labels are used."
     if method == "aligndet":
         trained = stage.config.get("method_options", {}).get("train_backbone")
         leaves = "trains the backbone on" if trained else "leaves the backbone as it is"
@@ -39,8 +41,8 @@ def health(stage: StageRun) -> list[str]:
     """What the stage's figures show, with advice where something is wrong."""
     found: list[str] = []
     try:
-        if stage.config.get("method") in ("densecl", "moco"):
-            found += words(stage.rows, stage.config["method_options"]["queue_length"])
+        if stage.config.get("method") in ("densecl", "moco", "simclr"):
+            found += words(stage.rows, stage.config["method_options"].get("queue_length"))
         elif stage.config.get("method") == "aligndet":
             found += box_words(stage.rows)
         elif stage.kind == "finetune":

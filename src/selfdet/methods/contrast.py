@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from selfdet.methods.instance_contrast import instance_contrast
 
-__all__ = ["dense_info_nce", "info_nce", "instance_contrast", "match_dense"]
+__all__ = ["dense_info_nce", "info_nce", "instance_contrast", "match_dense", "nt_xent"]
 
 # Queries × negatives whose logits live at one time. On a CPU 2 MiB of float32, which stays in the cache of a core;
 # elsewhere 64 MiB, so that launching kernels does not take longer than running them.
@@ -168,3 +168,29 @@ def dense_info_nce(
     if valid is None:
         return info_nce(query.reshape(-1, width), key.reshape(-1, width), negatives, temperature)
     return info_nce(query[valid], key[valid], negatives, temperature)
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """SimCLR's loss: each of 2B embeddings against the other view of its image, among all others of the batch.
+
+    The mean over both views of -log( exp(z·z⁺/τ) / Σ exp(z·z'/τ) ), z' any embedding but z itself.
+
+    Args:
+        first: (B, D), L2-normalised; gets a gradient, also as positive and negative of others.
+        second: (B, D), L2-normalised, the other view of each image; likewise.
+        temperature: τ > 0.
+
+    Returns:
+        A scalar in float32 (float64 where an input is): 0 on the graph when B is 0. The 2B × 2B similarities are held.
+
+    Source: Chen et al., SimCLR, arXiv 2002.05709, eq. 1.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        z = torch.cat([first, second]).to(_working_dtype(first, second))
+        count = len(first)
+        if not count:
+            return z.sum()
+        itself = torch.eye(2 * count, dtype=torch.bool, device=z.device)
+        logits = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
+        partner = torch.arange(2 * count, device=z.device).roll(count)
+        return functional.cross_entropy(logits, partner)

@@ -171,12 +171,12 @@ class MatchProbe:
         return figures
 
 
-def words(rows: Sequence[Mapping[str, Any]], queue_length: int) -> list[str]:
+def words(rows: Sequence[Mapping[str, Any]], queue_length: int | None) -> list[str]:
     """Say in plain sentences what the rows of a pre-training run's metrics show, with advice where something is wrong.
 
     Args:
         rows: of metrics.jsonl, in order; each holds some of the figures of a method's `health` and of `match_accuracy`.
-        queue_length: K, for the loss of pure chance log(K + 1).
+        queue_length: K, for the loss of pure chance log(K + 1); None where negatives are the batch's other images.
     """
     last: dict[str, Any] = {}
     for row in rows:
@@ -185,14 +185,16 @@ def words(rows: Sequence[Mapping[str, Any]], queue_length: int) -> list[str]:
     return [*_loss_words(last, queue_length), *_spread_words(last), *_match_words(last, first)]
 
 
-def _loss_words(last: Mapping[str, Any], queue_length: int) -> Iterator[str]:
-    chance = math.log(queue_length + 1)
+def _loss_words(last: Mapping[str, Any], queue_length: int | None) -> Iterator[str]:
+    chance = last.get("loss_chance", math.inf) if queue_length is None else math.log(queue_length + 1)
+    counted = "" if queue_length is None else f"log({queue_length} + 1) = "
+    others = "other images" if queue_length is None else "the queue"
     filled = last.get("queue_filled", 1.0)
     for name in ("global", "dense"):
         if name not in last:
             continue
         loss = last[name]
-        sentence = f"The {name} loss is {loss:.2f}; pure chance is log({queue_length} + 1) = {chance:.2f}."
+        sentence = f"The {name} loss is {loss:.2f}; pure chance is {counted}{chance:.2f}."
         if filled < 1:
             yield (
                 f"{sentence} Only {filled:.0%} of the queue holds keys, the rest is still random and too easy: "
@@ -208,7 +210,7 @@ def _loss_words(last: Mapping[str, Any], queue_length: int) -> Iterator[str]:
     for prefix, what in (("", "An image"), ("dense_", "A cell")):
         if f"{prefix}pos_similarity" in last:
             positive, negative = last[f"{prefix}pos_similarity"], last[f"{prefix}neg_similarity"]
-            yield f"{what}'s similarity to its positive is {positive:.2f}, to the queue {negative:.2f} on average."
+            yield f"{what}'s similarity to its positive is {positive:.2f}, to {others} {negative:.2f} on average."
 
 
 def _spread_words(last: Mapping[str, Any]) -> Iterator[str]:

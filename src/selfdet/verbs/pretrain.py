@@ -22,13 +22,14 @@ from selfdet.verbs.stages import Call, StageSettings
 
 StageName = Literal["proposals", "backbone", "detector"]
 STAGES: tuple[StageName, ...] = ("proposals", "backbone", "detector")
+TEMPERATURES = {"densecl": 0.2, "moco": 0.2, "simclr": 0.1}
 
 
 def pretrain(
     *,
     images: str,
     out: str,
-    method: Literal["densecl", "moco"] = "densecl",
+    method: Literal["densecl", "moco", "simclr"] = "densecl",
     backbone: str = "resnet50",
     backbone_weights: str | None = None,
     detector: DetectorKey = "fcos",
@@ -48,7 +49,7 @@ def pretrain(
     matching: Literal["max-similarity", "geometric", "random"] = "max-similarity",
     negatives: Literal["pooled", "dense"] = "pooled",
     grid: int | None = None,
-    temperature: float = 0.2,
+    temperature: float | None = None,
     queue_length: int | None = None,
     momentum: float = 0.999,
     key_batch_norm: Literal["split", "none"] = "split",
@@ -72,12 +73,13 @@ def pretrain(
     """Pre-train a whole detector from unlabelled images: backbone, neck and head.
 
     Three stages, each of which may be run alone: `proposals` finds boxes that may hold objects, `backbone` learns
-    features (DenseCL or MoCo v2), `detector` freezes them and learns neck and head from the boxes (AlignDet).
+    features (DenseCL, MoCo v2 or SimCLR), `detector` freezes them and learns neck and head from the boxes (AlignDet).
 
     Args:
         images: folder (nested or flat), glob, text list or COCO JSON; no labels are read.
         out: run directory to make; refused when not empty, unless resuming.
-        method: densecl contrasts local features besides global ones; moco is MoCo v2, global only.
+        method: densecl contrasts local features besides global ones; moco is MoCo v2, global only; simclr contrasts the
+            images of a batch among each other, without queue and key encoder.
         backbone: torchvision ResNet or any timm model with feature maps.
         backbone_weights: start of the backbone: `library` for the library's weights, a file, or a run (of a fine-tuned
             one its backbone); random if not given.
@@ -101,10 +103,11 @@ def pretrain(
         matching: how query cells find their key cell (densecl).
         negatives: what the dense queue keeps of an image: its pooled vector or sampled cells (densecl).
         grid: side of the grid of cells that the maps are pooled to; the maps as they are if not given (densecl).
-        temperature: τ of both losses of the backbone stage.
-        queue_length: keys kept as negatives; chosen from the number of images if not given.
-        momentum: share of the key encoder that stays at each step.
-        key_batch_norm: `split` normalises the permuted key batch in groups, so that statistics can't name the positive.
+        temperature: τ of the losses of the backbone stage; 0.2, for simclr 0.1, if not given.
+        queue_length: keys kept as negatives; chosen from the number of images if not given (densecl, moco).
+        momentum: share of the key encoder that stays at each step (densecl, moco).
+        key_batch_norm: `split` normalises the permuted key batch in groups, so that statistics can't name the positive
+            (densecl, moco).
         accumulate: micro-batches an optimiser step is computed in.
         clip: bound of the gradient norm; 0 for none; if not given none for the backbone, 10 for the detector.
         fpn_channels: width of the feature pyramid; 256 if not given.
@@ -164,7 +167,9 @@ def pretrain(
     if chosen != ["backbone"]:
         result["proposals"] = str(pretrain_boxes(call, images, boxes, proposals_stage or ProposalSettings()))
     if "backbone" in chosen:
-        options: dict[str, Any] = {"momentum": momentum, "temperature": temperature, "key_batch_norm": key_batch_norm}
+        options: dict[str, Any] = {"temperature": TEMPERATURES[method] if temperature is None else temperature}
+        if method != "simclr":
+            options |= {"momentum": momentum, "key_batch_norm": key_batch_norm}
         if method == "densecl":
             options |= {"dense_weight": dense_weight, "dense_warmup": dense_warmup, "matching": matching}
             options |= {"negatives": negatives, "grid": grid}

@@ -1,8 +1,8 @@
-"""The backbone stage of `selfdet pretrain`: MoCo v2 or DenseCL."""
+"""The backbone stage of `selfdet pretrain`: DenseCL, MoCo v2 or SimCLR."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from selfdet.errors import UserError
 from selfdet.interchange.starts import backbone_note, load_backbone, save_backbone
 from selfdet.methods.densecl import DenseCL
 from selfdet.methods.moco import MoCo
+from selfdet.methods.simclr import SimCLR
 from selfdet.training import defaults
 from selfdet.training.defaults import ASKED, Default
 from selfdet.training.health import MatchProbe, words
@@ -23,6 +24,7 @@ from selfdet.training.log import plural
 from selfdet.training.stage import Weights
 from selfdet.verbs.stages import Call, StageSettings
 
+METHODS: dict[str, Callable[..., DenseCL | MoCo | SimCLR]] = {"densecl": DenseCL, "moco": MoCo, "simclr": SimCLR}
 VIEW_SIZE = 224
 LOOKS = 20  # looks at the matches in a run
 
@@ -51,7 +53,13 @@ def pretrain_backbone(
     length = length or defaults.contrastive_steps(len(paths), images_per_step)
     rate = defaults.contrastive_lr(len(paths), images_per_step, pretrained=about["backbone_weights"] is not None)
     rate = rate if asked.lr is None else Default(asked.lr, ASKED)
-    queue = defaults.queue_length(len(paths)) if queue_length is None else Default(queue_length, ASKED)
+    queue = None if method == "simclr" else defaults.queue_length(len(paths))
+    if queue_length is not None:
+        if queue is None:
+            raise UserError(
+                f"--queue-length {queue_length}: simclr has no queue", "Leave it out, or take densecl or moco"
+            )
+        queue = Default(queue_length, ASKED)
     size = VIEW_SIZE if asked.image_size is None else asked.image_size
     net.check_image_size(size)
 
@@ -69,8 +77,8 @@ def pretrain_backbone(
             f"one image of {size} px at a time leaves batch norm one value a channel",
             "Use a larger --image-size, more images or a smaller --accumulate",
         )
-    options = {"queue_length": int(queue.value), **options, "seed": call.seed}
-    module = (DenseCL if method == "densecl" else MoCo)(net, **options)
+    options = {**({} if queue is None else {"queue_length": int(queue.value)}), **options, "seed": call.seed}
+    module = METHODS[method](net, **options)
     config = {
         **about,
         "method": method,
@@ -86,7 +94,8 @@ def pretrain_backbone(
     stage.introduce(
         f"{method} on {plural(len(paths), 'image')} of {about['images']}; {runtime.describe}",
         report=report,
-        choices={"batch size": batch, "steps": length, "learning rate": rate, "queue length": queue},
+        choices={"batch size": batch, "steps": length, "learning rate": rate}
+        | ({} if queue is None else {"queue length": queue}),
     )
 
     module = runtime.place(module)
@@ -109,7 +118,7 @@ def pretrain_backbone(
     if runtime.first:
         rows, run = stage.run.read_metrics(), stage.run
         plot_training(rows, run.pictures)
-        for sentence in words(rows, int(queue.value)):
+        for sentence in words(rows, None if queue is None else int(queue.value)):
             stage.reporter.line(sentence)
         # Last of all: a stage that has its weights is finished.
         save_backbone(run.backbone, module.encoder.backbone, note)
