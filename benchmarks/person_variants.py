@@ -10,6 +10,7 @@ docs/results/person-variants.jsonl.
 from __future__ import annotations
 
 import argparse
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,30 @@ def cell(bench: person.Bench, name: str, keep: bool, seed: int) -> None:
     )
 
 
+def rate(bench: person.Bench, init: str, lr: float, seed: int) -> dict[str, Any]:
+    """A fine-tuning from the benchmark's own pre-training, or from the backbone alone, at one learning rate."""
+    named = {"init": init, "detector": "fcos", "fraction": 0.1, "seed": seed, "lr": lr}
+    for cells in (CELLS, person.CELLS):
+        known = [each for each in cells.found(**named) if "variant" not in each]
+        if known:
+            return known[0]
+    found = {"study": "rate", **bench.finetune(init, "fcos", 0.1, seed, lr)}
+    CELLS.finish(found)
+    return found
+
+
+def rates(bench: person.Bench) -> str:
+    """AP on the tuning images on the way, for both starts at each learning rate, as a Markdown table."""
+    lines = ["| learning rate | start | AP after 100 steps | 200 | 300 | 400 | of each seed |", "|---|" + "---|" * 6]
+    for lr in person.RATES["fcos"]:
+        for init, shown in person.INITS.items():
+            curves = [rate(bench, init, lr, seed)["curve"] for seed in (0, 1, 2)]
+            means = " | ".join(f"{statistics.mean(curve[look][1] for curve in curves):.1f}" for look in (1, 2, 3, 4))
+            each = ", ".join(f"{curve[-1][1]:.1f}" for curve in curves)
+            lines.append(f"| {lr:g} | {shown} | {means} | {each} |")
+    return "\n".join(lines)
+
+
 def table() -> str:
     """The finished cells as the Markdown table of docs/results.md: a line for each variant, means over its seeds."""
     lines = ["| pre-training | box outputs | AP | AP50 | AP of each seed | contrast | box loss |", "|---|" + "---|" * 6]
@@ -108,7 +133,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of the finished cells only")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/coco-person-mini"))
     parser.add_argument("--runs", type=Path, default=Path("runs/person"))
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--rates", action="store_true", help="both starts at both learning rates, three seeds, too")
     options = parser.parse_args()
     if not options.table:
         bench = person.Bench(options.data, options.runs)
@@ -118,6 +144,8 @@ def main() -> None:
             for keep in (True, False) if name == "base" else (True,):
                 for seed in SEEDS:
                     cell(bench, name, keep, seed)
+        if options.rates:
+            print(rates(bench))
     print(table())
 
 
