@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
+from selfdet.data.masks import encode_masks
 from selfdet.drawing.run_pictures import Example, Examples
 from selfdet.drawing.run_report import write_run_report
 from selfdet.drawing.run_stages import read_run
@@ -90,6 +91,26 @@ def test_a_finetuned_run_shows_its_figures_its_curves_and_what_it_finds(tmp_path
         assert said in text
     assert "not finished" not in text
     assert html.count('class="chart"') == 3
+
+
+def test_the_figures_of_masks_stand_below_those_of_boxes_and_masks_are_drawn(tmp_path: Path) -> None:
+    run = finetuned(tmp_path / "run")
+    last = {"step": 20, "AP": 0.4, "per_class": {"cat": 0.5, "dog": 0.3}, **SCORES}
+    masks = {
+        **{name: value for name, value in last.items() if name not in ("step", "images", "detections")},
+        "AP": 0.21,
+    }
+    (run / "metrics.jsonl").write_text(json.dumps({**last, "mask": {**masks, "per_class": {"cat": 0.2, "dog": None}}}))
+    plain, masked = examples(), examples()
+    for example in masked.images:
+        filled = torch.zeros(2, 64, 64, dtype=torch.bool)
+        filled[:, 20:40, 10:30] = True
+        example.found["masks"] = encode_masks(filled)  # type: ignore[index]
+    text = text_of(page(run, examples=masked))
+    assert "AP of masks went from 21.0 % to 21.0 %." in text
+    for said in ("AP of masks 21.0", "of AP AP50", "boxes 40 50", "masks 21 50", "cat 50 20", "dog 30 –"):
+        assert said in text
+    assert page(run, examples=masked) != page(run, examples=plain)
 
 
 def test_markup_in_class_and_file_names_is_shown_not_run(tmp_path: Path) -> None:

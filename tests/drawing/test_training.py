@@ -15,6 +15,18 @@ from selfdet.training.rundir import RunDir
 from tiny_runs import tiny_aligndet
 
 
+def test_the_ap_of_masks_is_a_curve_beside_that_of_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(training, "plot_curves", lambda series, path, **_: drawn.update({path.name: series}))
+    rows: list[dict[str, Any]] = [
+        {"step": 0, "AP": 0.0, "mask": {"AP": None}},
+        {"step": 5, "AP": 0.2, "mask": {"AP": 0.1}},
+    ]
+    plot_training([*rows, {"step": 3, "loss_mask": 0.7}], tmp_path)
+    assert drawn["ap.png"] == {"AP": [(0, 0.0), (5, 0.2)], "AP of masks": [(0, None), (5, 0.1)]}
+    assert drawn["loss.png"] == {"masks": [(3, 0.7)]}
+
+
 def test_only_figures_that_are_there_are_drawn(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"step": 0, "AP": 0.0, "AP50": None},

@@ -15,12 +15,13 @@ from selfdet import cli
 from selfdet.data.labels import load_labels
 from selfdet.data.subset import fraction_subset
 from selfdet.errors import UserError
-from selfdet.interchange.starts import load_detector
+from selfdet.interchange.starts import load_detector, save_backbone
 from selfdet.methods.supervised import Supervised
+from selfdet.models.backbones import build_backbone
 from selfdet.training.checkpoint import load_checkpoint
 from selfdet.training.rundir import RunDir
-from selfdet.verbs.finetune import PartScales
-from tiny_runs import FINETUNE, flags, tiny_finetune
+from selfdet.verbs.finetune_choices import PartScales
+from tiny_runs import FINETUNE, WIDTHS, flags, tiny_finetune
 
 Capture = pytest.CaptureFixture[str]
 
@@ -29,6 +30,7 @@ Capture = pytest.CaptureFixture[str]
 def _without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time of so small a run, and are looked at elsewhere."""
     monkeypatch.setattr("selfdet.verbs.finetune.plot_training", lambda rows, folder: [])
+    monkeypatch.setattr("selfdet.verbs.finetune.report_at_the_end", lambda *given: None)
 
 
 def log(out: Path) -> str:
@@ -38,7 +40,7 @@ def log(out: Path) -> str:
 def test_a_finished_run_has_every_file_and_no_other(finetuned: Path) -> None:
     assert sorted(path.name for path in finetuned.iterdir()) == [
         *("best.pt", "config.yaml", "detector.safetensors", "last.pt"),
-        *("log.txt", "metrics.jsonl", "pictures", "timing.jsonl"),
+        *("log.txt", "metrics.jsonl", "pictures", "report.html", "timing.jsonl"),
     ]
     assert {path.name for path in (finetuned / "pictures").iterdir()} == {"loss.png", "ap.png", "learning_rate.png"}
     for path in (finetuned / "pictures").iterdir():
@@ -102,6 +104,28 @@ def test_each_part_moves_at_its_own_rate(scenes: Path, tmp_path: Path, monkeypat
     scales = PartScales(backbone=0.1, neck=0.5, last=2.0)
     tiny_finetune(scenes, tmp_path / "run", steps=1, lr=0.01, warmup_steps=0, lr_scale=scales)
     assert rates == [pytest.approx({"backbone": 0.001, "neck": 0.005, "head": 0.01, "last": 0.02})]
+
+
+def test_a_rate_of_a_part_that_the_detector_lacks_is_refused(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--lr-scale\.rpn is of no part of this detector") as refused:
+        tiny_finetune(scenes, tmp_path / "run", lr_scale=PartScales(rpn=0.1))
+    assert refused.value.hint == "It has backbone, neck, head, last"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_c4_detector_takes_a_backbone_in_both_halves_and_is_a_start_itself(scenes: Path, tmp_path: Path) -> None:
+    backbone = build_backbone("resnet18")
+    save_backbone(tmp_path / "backbone.safetensors", backbone, {})
+    elements = sum(value.numel() for value in backbone.net.state_dict().values() if value.is_floating_point())
+    settings: dict[str, Any] = {"detector": "faster_rcnn", "backbone": None, "steps": 1, **dict.fromkeys(WIDTHS)}
+    settings |= {"image_size": 32, "batch_size": 1}  # few regions: the last stage of a ResNet takes its time for each
+    given = {"init": str(tmp_path / "backbone.safetensors"), "neck": "c4", "lr_scale": PartScales(rpn=0.5)}
+    tiny_finetune(scenes, tmp_path / "c4", **settings, **given)
+    assert f"{'backbone':<10}  100.0%{elements:>15,}" in log(tmp_path / "c4")
+    assert RunDir(tmp_path / "c4").read_config()["options"]["neck"] == "c4"
+    tiny_finetune(scenes, tmp_path / "again", **settings, init=str(tmp_path / "c4"))
+    for part in ("backbone", "rpn"):
+        assert f"{part:<10}  100.0%" in log(tmp_path / "again")
 
 
 @pytest.mark.parametrize(

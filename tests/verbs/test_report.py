@@ -40,7 +40,9 @@ def changed(run: Path, out: Path, **settings: Any) -> Path:
 class Finds:
     """A detector that finds its class 0 in a corner of every image."""
 
-    def predict(self, samples: list[Any]) -> list[dict[str, torch.Tensor]]:
+    has_masks = False
+
+    def find(self, samples: list[Any]) -> list[dict[str, torch.Tensor]]:
         found = {"boxes": torch.tensor([[0.0, 0, 9, 9]]), "scores": torch.ones(1), "labels": torch.zeros(1).long()}
         return [found for _ in samples]
 
@@ -54,7 +56,9 @@ def test_the_command_shows_held_out_images_with_labels_and_detections(
     html = out.read_text("utf-8")
     assert html.count("with labelled boxes") == html.count("with detected boxes") == 5
     assert "val_00000.jpg" in html
-    assert not (finetuned / "report.html").exists()
+    shown = (finetuned / "report.html").read_text("utf-8")  # written when training ended
+    assert "not finished" not in shown
+    assert shown.count("with detected boxes") == 5
     # What the run was told, and what was reused of its start, is read from the run as it was written.
     for said in ("asked for", "usually", "backbone</td>", "share reused", "100.0%", "torchvision"):
         assert said in html
@@ -140,7 +144,9 @@ def test_what_is_no_run_and_what_may_not_be_written_over_is_refused(pretrained: 
 
 def test_a_page_that_fails_does_not_fail_the_run(finetuned: Path, tmp_path: Path, capfd: Capture) -> None:
     class Fails:
-        def predict(self, samples: list[Any]) -> list[dict[str, torch.Tensor]]:
+        has_masks = False
+
+        def find(self, samples: list[Any]) -> list[dict[str, torch.Tensor]]:
             raise RuntimeError("out of memory")
 
     run = changed(finetuned, tmp_path / "run")

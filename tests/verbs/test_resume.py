@@ -82,6 +82,7 @@ def _without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time of so small a run, and are looked at elsewhere."""
     for verb in ("pretrain_backbone", "pretrain_detector", "finetune"):
         monkeypatch.setattr(f"selfdet.verbs.{verb}.plot_training", lambda rows, folder: [])
+    monkeypatch.setattr("selfdet.verbs.finetune.report_at_the_end", lambda *given: None)
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], None]) -> None:

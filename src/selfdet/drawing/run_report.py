@@ -93,7 +93,8 @@ def _facts(whole: WholeRun) -> dict[str, str | int | float | None]:
     facts: dict[str, str | int | float | None] = {}
     if whole.verb == "finetune":
         last = whole.stages[0].last
-        facts |= {key: f"{100 * last[key]:.1f} %" for key in ("AP", "AP50") if last.get(key) is not None}
+        figures = {"AP": last.get("AP"), "AP50": last.get("AP50"), "AP of masks": last.get("mask", {}).get("AP")}
+        facts |= {name: f"{100 * value:.1f} %" for name, value in figures.items() if value is not None}
         facts["labelled images"] = f"{whole.config.get('fraction', {}).get('image_ids', 0):,}"
     else:
         facts["images"] = f"{whole.config.get('images_found', 0):,}"
@@ -111,15 +112,22 @@ def _found(whole: WholeRun, examples: Examples) -> Section:
     last = whole.stages[0].last
     if last.get("AP") is not None:
         keys = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
-        row = [_percent(last.get(key)) for key in keys]
+        kinds = {"boxes": last, "masks": last["mask"]} if "mask" in last else {"boxes": last}
+        table: list[list[str | float | None]] = [
+            [of, *(_percent(own.get(key)) for key in keys)] for of, own in kinds.items()
+        ]
+        header = ["of", *keys.values()]
+        if len(kinds) == 1:
+            header, table = header[1:], [row[1:] for row in table]
         counted = f"COCO AP in % at the end of training, on {plural(last.get('images', 0), 'image')}."
-        items.append(Table(list(keys.values()), [row], counted))
+        items.append(Table(header, table, counted))
         classes = sorted(last.get("per_class", {}).items(), key=lambda entry: -(entry[1] or 0.0))
         if len(classes) > 1:
             chosen = classes if len(classes) <= CLASSES else classes[: CLASSES // 2] + classes[-CLASSES // 2 :]
             which = "" if len(chosen) == len(classes) else f", the best and worst of {len(classes)} classes"
-            rows = [[name, _percent(value)] for name, value in chosen]
-            items.append(Table(["class", "AP"], rows, f"AP in % by class{which}."))
+            names = ["AP", "AP of masks"] if "mask" in last else ["AP"]
+            rows = [[name, *(_percent(each["per_class"].get(name)) for each in kinds.values())] for name, _ in chosen]
+            items.append(Table(["class", *names], rows, f"AP in % by class{which}."))
     items.append(Text(examples.words))
     if examples.images:
         items.append(Text(f"First the labels of each image, then what is found with a score of {SCORE} or more."))

@@ -62,6 +62,8 @@ def _supervised_words(stage: StageRun) -> Iterator[str]:
         return
     last, best = scores[-1], max(scores)
     yield f"AP on held-out images went from {100 * scores[0][0]:.1f} % to {100 * last[0]:.1f} %."
+    if masks := [row["mask"]["AP"] for row in stage.rows if row.get("mask", {}).get("AP") is not None]:
+        yield f"AP of masks went from {100 * masks[0]:.1f} % to {100 * masks[-1]:.1f} %."
     if best[0] - last[0] > FELL:
         yield (
             f"It was best after step {best[1]:,} with {100 * best[0]:.1f} %, which best.pt keeps: the labels are few "

@@ -30,6 +30,7 @@ PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
             "objectness": "objectness",
             "loss_classifier": "classification",
             "loss_box_reg": "box regression",
+            "loss_mask": "masks",
             "loss_objectness": "objectness of the RPN",
             "loss_rpn_box_reg": "box regression of the RPN",
             "loss_chance": "chance, log(K + 1)",
@@ -92,7 +93,7 @@ PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         {"match_accuracy": "this run", "match_chance": "guessing"},
     ),
     ("match_error", "Distance of dense matches from the true point", "median, px of the view", {"match_error_px": ""}),
-    ("ap", "Average precision on held-out images", "AP, 0…1", {"AP": "AP", "AP50": "AP50"}),
+    ("ap", "Average precision on held-out images", "AP, 0…1", {"AP": "AP", "AP50": "AP50", "mask.AP": "AP of masks"}),
     ("learning_rate", "Learning rate", "learning rate", {"lr": ""}),
 )
 
@@ -113,4 +114,12 @@ def plot_training(rows: Rows, folder: Path) -> list[Path]:
 
 
 def _points(rows: Rows, name: str) -> list[tuple[float, Any]]:
-    return [(row["step"], row[name]) for row in rows if name in row]
+    *groups, last = name.split(".")  # figures of masks stand in a group of their own
+    found = []
+    for row in rows:
+        inner: Any = row
+        for group in groups:
+            inner = inner.get(group, {})
+        if last in inner:
+            found.append((row["step"], inner[last]))
+    return found

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 
 from selfdet.data.labelled import LabelledDataset, collate_samples
-from selfdet.data.labels import Labels, load_labels
-from selfdet.data.subset import Subset, coco_split_subset, fraction_subset
+from selfdet.data.labels import load_labels
 from selfdet.detectors.optim import parameter_groups
 from selfdet.detectors.zoo import DetectorKey
 from selfdet.drawing.training import plot_training
-from selfdet.errors import UserError
-from selfdet.evaluation.detection import percent
+from selfdet.evaluation.detection import detection_line
 from selfdet.interchange.starts import (
-    Start,
     build_detector,
     detector_note,
     detector_of,
@@ -28,33 +23,24 @@ from selfdet.interchange.starts import (
 )
 from selfdet.methods.supervised import Supervised
 from selfdet.training import defaults
-from selfdet.training.defaults import ASKED, Default, Policy
+from selfdet.training.defaults import ASKED, Default
 from selfdet.training.log import plural
 from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import check_out_is_new
 from selfdet.training.runtime import start_runtime
 from selfdet.training.stage import Weights, default_workers, open_stage
-from selfdet.verbs.held_out import HeldOut, left_out
+from selfdet.verbs.finetune_choices import (
+    PartScales,
+    advice,
+    batch_norm_policy,
+    evaluation_interval,
+    file_hash,
+    labelled_subset,
+)
+from selfdet.verbs.held_out import HeldOut, left_out, without_masks
+from selfdet.verbs.report import report_at_the_end
 
 BATCH = 8
-FEW = 4  # images whose statistics are worse than those that a pre-trained backbone brings
-
-
-@dataclass
-class PartScales:
-    """Learning rate of each part, as a multiple of --lr.
-
-    Args:
-        backbone: of the backbone.
-        neck: of the feature pyramid.
-        head: of the towers.
-        last: of the last layers, which start afresh.
-    """
-
-    backbone: float = 1.0
-    neck: float = 1.0
-    head: float = 1.0
-    last: float = 1.0
 
 
 def finetune(
@@ -78,6 +64,7 @@ def finetune(
     weight_decay: float = 1e-4,
     warmup_steps: int | None = None,
     batch_norm: Literal["auto", "train", "frozen", "sync"] = "auto",
+    neck: Literal["fpn", "c4"] | None = None,
     fpn_channels: int | None = None,
     head_convs: int | None = None,
     box_head: Literal["2fc", "4conv1fc"] | None = None,
@@ -103,9 +90,10 @@ def finetune(
         data: labels, COCO JSON.
         out: run directory to make; refused when not empty, unless resuming.
         images: folder of the label file's images; beside the label file if not given.
-        val_data: labels to evaluate on during training; OUT/best.pt keeps the best, and may be named as --init; none
-            if not given.
-        detector: detector to train; the start's own, or else fcos, if not given.
+        val_data: labels to evaluate on during training; OUT/best.pt keeps the best by AP of boxes, and may be named as
+            --init; none if not given.
+        detector: detector to train; the start's own, or else fcos, if not given. mask_rcnn learns masks too, and
+            starts from a faster_rcnn as well.
         backbone: architecture; the start's own, or else resnet50, if not given.
         fraction: share of the labelled images to train on, 0…1; smaller ones are contained in larger ones.
         fraction_scheme: nested, or coco-splits for the published COCO splits (where --seed is their fold).
@@ -120,6 +108,8 @@ def finetune(
         weight_decay: weight decay of SGD.
         warmup_steps: steps of linear warm-up; a tenth of the run, at most 500, if not given.
         batch_norm: of the backbone: trained, frozen, or synchronised over processes; auto chooses by the start.
+        neck: of faster_rcnn: a pyramid, or c4, the map of stride 16 with a ResNet's last stage as the box head; the
+            start's own, or else fpn, if not given.
         fpn_channels: width of the feature pyramid; the start's own, or else 256, if not given.
         head_convs: convolutions in each tower of a one-stage detector; the start's own, or else 4, if not given.
         box_head: of an R-CNN, 4conv1fc is the one that AlignDet's authors pre-train; the start's own, or else 2fc, if
@@ -148,7 +138,7 @@ def finetune(
     check_out_is_new(out, resume)
     labels = load_labels(data, images)
     held_out = None if val_data is None else HeldOut(load_labels(val_data, images), labels.classes)
-    subset = _choose(labels, fraction, fraction_scheme, seed)
+    subset = labelled_subset(labels, fraction, fraction_scheme, seed)
     chosen = labels.subset(subset.image_ids)
     start = resolve_start(init)
     runtime = start_runtime(devices=devices, nodes=nodes, precision=precision, threads=threads)
@@ -163,7 +153,6 @@ def finetune(
     rate = defaults.detector_lr(images_per_step, detector_of(start, detector)) if lr is None else Default(lr, ASKED)
     size = defaults.detection_size(labels.records) if image_size is None else Default(image_size, ASKED)
     pixels = int(size.value)
-    scales = asdict(lr_scale or PartScales())
     recipe = Recipe(
         steps=total,
         batch_size=images_per_step,
@@ -177,27 +166,28 @@ def finetune(
         clip=clip,
         log_every=log_every,
         save_every=save_every,
-        evaluate_every=_evaluate_every(held_out, evaluate_every, total),
+        evaluate_every=evaluation_interval(held_out is not None, evaluate_every, total),
         max_time=max_time,
     )
-    norm = _batch_norm(batch_norm, start, recipe.images_per_pass(world), world, device.type)
+    norm = batch_norm_policy(batch_norm, start, recipe.images_per_pass(world), world, device.type)
     options: dict[str, Any] = {"image_size": pixels, "batch_norm": norm.value}
-    options |= {} if fpn_channels is None else {"fpn_channels": fpn_channels}
-    options |= {} if head_convs is None else {"head_convs": head_convs}
-    options |= {} if box_head is None else {"box_head": box_head}
+    widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
+    options |= {name: value for name, value in widths.items() if value is not None}
     net, report = build_detector(start, len(labels.classes), detector, backbone, options, keep_box_outputs)
-    groups = parameter_groups(net, scales, weight_decay)
-    dataset = LabelledDataset(chosen.records, image_size=pixels, seed=seed, scale_jitter=scale_jitter)
+    scales = lr_scale or PartScales()
+    groups = parameter_groups(net, scales.of(net), weight_decay)
+    views: dict[str, Any] = {"image_size": pixels, "seed": seed, "scale_jitter": scale_jitter}
+    dataset = LabelledDataset(chosen.records, **views, with_masks=net.has_masks)
 
     note = detector_note(net, labels.classes, labels.category_ids, pixels)
     config = {
         "verb": "finetune",
         "init": init,
         "data": str(data),
-        "data_hash": _file_hash(labels.file),
+        "data_hash": file_hash(labels.file),
         "images": images,
         "val_data": val_data,
-        "val_data_hash": None if held_out is None else _file_hash(held_out.labels.file),
+        "val_data_hash": None if held_out is None else file_hash(held_out.labels.file),
         "fraction": asdict(subset) | {"image_ids": len(subset.image_ids)},
         "detector": note["detector"],
         "backbone": note["backbone"],
@@ -205,7 +195,7 @@ def finetune(
         "keep_box_outputs": keep_box_outputs,
         "classes": labels.classes,
         "scale_jitter": list(scale_jitter),
-        "lr_scale": scales,
+        "lr_scale": asdict(scales),
         "precision": runtime.precision,
         "processes": world,
         **asdict(recipe),
@@ -219,7 +209,8 @@ def finetune(
         f"{len(chosen)} of {plural(len(labels), 'labelled image')}, with {plural(boxes, 'box', 'boxes')} "
         f"({subset.scheme} {subset.fraction:g}, seed {subset.seed}, hash {subset.hash[:12]})",
         *left_out(labels, held_out),
-        *_advice(start, rate, weight_decay, asked=lr is not None, keep_box_outputs=keep_box_outputs),
+        *(without_masks(dataset, held_out) if net.has_masks else ()),
+        *advice(start, rate, weight_decay, asked=lr is not None, keep_box_outputs=keep_box_outputs),
         report=report,
         choices={"batch size": batch, "steps": length, "learning rate": rate, "image size": size, "batch norm": norm},
     )
@@ -229,8 +220,7 @@ def finetune(
     def assess(step: int) -> Mapping[str, Any]:
         assert held_out is not None
         scores = held_out.score(net, pixels, runtime.fabric)
-        shown = "  ".join(f"{key} {percent(scores[key])} %" for key in ("AP", "AP50", "AP75"))
-        stage.reporter.line(f"step {step}: {shown}")
+        stage.reporter.line(f"step {step}: {detection_line(scores)}")
         return scores
 
     done = stage.train(
@@ -247,56 +237,9 @@ def finetune(
         return stage.unfinished(done)
     if runtime.first:
         plot_training(stage.run.read_metrics(), stage.run.pictures)
-        # Last of all: a run that has its weights is finished.
+        # A run that has its weights is finished, and its page says so. One that is killed before it has its page lacks
+        # nothing else: resuming leaves it as it is, and selfdet report draws the page.
         save_detector(stage.run.detector, net, note)
         stage.reporter.line(f"detector: {stage.run.detector}")
+        report_at_the_end(out, runtime, stage.reporter, net)
     return stage.summary()
-
-
-def _advice(start: Start, rate: Default, weight_decay: float, asked: bool, keep_box_outputs: bool) -> Iterator[str]:
-    """What AlignDet's authors fine-tune with; not done unasked, so that starts are compared with equal settings."""
-    if start.note.get("method") == "aligndet" and not asked:
-        yield (
-            "the start is a whole pre-trained detector: AlignDet's authors fine-tune such a one 1.5 times as fast with "
-            f"half the weight decay, as it is nearer to its goal; for that add --lr {1.5 * rate.value:g} "
-            f"--weight-decay {weight_decay / 2:g}"
-        )
-    if keep_box_outputs and start.kind != "detector":
-        yield "no box outputs to keep: the start is no detector"
-
-
-def _choose(labels: Labels, fraction: float, scheme: str, seed: int) -> Subset:
-    ids = [record.image_id for record in labels.records]
-    if scheme == "coco-splits":
-        return coco_split_subset(ids, 100 * fraction, seed)
-    return fraction_subset(ids, fraction, seed)
-
-
-def _batch_norm(asked: str, start: Start, images: int, world: int, device_type: str) -> Policy:
-    """The backbone's batch-norm policy: `images` are in one pass of each of `world` processes."""
-    syncs = world > 1 and device_type == "cuda"
-    if asked == "sync" and world > 1 and not syncs:
-        raise UserError(f"--batch-norm sync is for GPUs, this is {device_type}", "Use train or frozen")
-    if asked != "auto":
-        return Policy(asked, ASKED)
-    if start.kind == "library":
-        return Policy("frozen", "weights of a library keep their statistics")
-    if syncs:
-        return Policy("sync", f"over {world} processes")
-    if images < FEW and start.kind != "scratch":
-        return Policy("frozen", f"{plural(images, 'image')} at a time are too few for statistics of their own")
-    return Policy("train", f"statistics of {plural(images, 'image')} at a time")
-
-
-def _evaluate_every(held_out: HeldOut | None, asked: int | None, steps: int) -> int:
-    if held_out is None:
-        if asked is not None:
-            raise UserError("--evaluate-every needs labels to evaluate on", "Add --val-data FILE")
-        return 0
-    if asked is not None and asked < 1:
-        raise UserError(f"--evaluate-every is {asked}, expected 1 or more", "Leave --val-data out for no evaluation")
-    return max(1, steps // 5) if asked is None else asked
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

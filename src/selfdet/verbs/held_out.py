@@ -8,7 +8,9 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from selfdet.data.images import Quarantine
+from selfdet.data.labelled import LabelledDataset
 from selfdet.data.labels import Labels
+from selfdet.data.masks import has_segmentation
 from selfdet.detectors.base import Detector
 from selfdet.evaluation.inference import score, unknown_classes
 from selfdet.interchange.starts import match_categories
@@ -30,6 +32,23 @@ class HeldOut:
         """COCO AP at a long side of `image_size` px."""
         asked: dict[str, Any] = {"category_ids": self.category_ids, "quarantine": self.unreadable}
         return score(net, self.labels, image_size, fabric, **asked)[0]
+
+
+def without_masks(dataset: LabelledDataset, held_out: HeldOut | None) -> Iterator[str]:
+    """What a detector of masks can't learn or be measured by, as lines for the log."""
+    if dataset.unmasked:
+        images = sum(not all(map(has_segmentation, record.segmentations)) for record in dataset.records)
+        objects = sum(len(record.boxes) for record in dataset.records)
+        yield (
+            f"{dataset.unmasked} of {plural(objects, 'object')}, in {plural(images, 'image')}, "
+            f"{'has' if dataset.unmasked == 1 else 'have'} no segmentation: boxes train, masks don't"
+        )
+    if held_out is not None and not any(has_segmentation(each) for each in _segmentations(held_out.labels)):
+        yield f"the AP of masks is not measured, as no object in {held_out.labels.file} has a segmentation"
+
+
+def _segmentations(labels: Labels) -> Iterator[Any]:
+    return (entry.get("segmentation") for entry in labels.coco["annotations"])
 
 
 def left_out(labels: Labels, held_out: HeldOut | None) -> Iterator[str]:

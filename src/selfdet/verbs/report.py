@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from selfdet.data.images import UnreadableImage
 from selfdet.data.labelled import resize_sample
 from selfdet.data.labels import ImageRecord, Labels, load_labels, read_sample
+from selfdet.data.masks import encode_masks
 from selfdet.data.sample import Sample
-from selfdet.data.subset import coco_split_subset, fraction_subset
 from selfdet.detectors.base import Detector
 from selfdet.drawing.run_pictures import Example, Examples, spread
 from selfdet.drawing.run_report import write_run_report
@@ -27,6 +27,7 @@ from selfdet.evaluation.inference import detect
 from selfdet.interchange.starts import load_detector, match_categories
 from selfdet.training.log import Reporter
 from selfdet.training.runtime import Runtime, start_runtime
+from selfdet.verbs.finetune_choices import PartScales, file_hash, labelled_subset
 
 SHOWN = 6  # images that a detector is tried on
 OURS = b'<meta name="generator" content="selfdet">'
@@ -92,8 +93,6 @@ def usual_settings(whole: WholeRun) -> dict[str, dict[str, Any]]:
     parameters = inspect.signature(function).parameters
     usual = {name: ... if p.default is inspect.Parameter.empty else p.default for name, p in parameters.items()}
     if whole.verb == "finetune":
-        from selfdet.verbs.finetune import PartScales
-
         scales = {f"lr_scale.{name}": value for name, value in asdict(PartScales()).items()}
         return {"finetune": usual | scales | {"fraction.fraction": usual["fraction"]}}
     from selfdet.verbs.pretrain_detector import DetectorStageSettings
@@ -134,18 +133,18 @@ def examples_of(whole: WholeRun, detector: Detector, fabric: Fabric) -> Examples
     try:
         words, labels, records = _tried_on(whole.config)
         category_ids = match_categories(whole.config["classes"], labels)
+        readable = list(_readable(records, detector.has_masks))
     except UserError as error:
         return Examples(f"What it finds can't be shown any more: {error.message}.")
     # A detector numbers its classes as its training labels do, which other label files may not.
     places = torch.tensor([labels.category_ids.index(number) for number in category_ids])
     images: list[Example] = []
-    originals = {sample.image_id: sample for sample in _readable(records)}
+    originals = {sample.image_id: (sample, truth) for sample, truth in readable}
     size = whole.config["options"]["image_size"]
     with torch.no_grad():
-        for shown, found in detect(detector, (resize_sample(s, size) for s in originals.values()), fabric):
-            sample = originals[shown.image_id]
-            truth = {"boxes": sample.boxes, "labels": sample.labels}
-            found = {name: found[name].float() for name in ("boxes", "scores")} | {"labels": places[found["labels"]]}
+        for shown, found in detect(detector, (resize_sample(s, size) for s, _ in readable), fabric):
+            sample, truth = originals[shown.image_id]
+            found |= {name: found[name].float() for name in ("boxes", "scores")} | {"labels": places[found["labels"]]}
             images.append(Example(Path(sample.path).name, sample.image, truth, found))
     if not images:
         return Examples(f"{words} None of those that were chosen can be read.")
@@ -161,12 +160,7 @@ def _tried_on(config: Mapping[str, Any]) -> tuple[str, Labels, list[ImageRecord]
         labels = _as_it_was(config, "val_data")
         return "Held-out images, evenly spaced over their label file.", labels, _spread(labels.records)
     labels = _as_it_was(config, "data")
-    ids = [record.image_id for record in labels.records]
-    fraction, seed = config["fraction"]["fraction"], config["fraction"]["seed"]
-    if config["fraction"]["scheme"] == "coco-splits":
-        used = coco_split_subset(ids, 100 * fraction, seed)
-    else:
-        used = fraction_subset(ids, fraction, seed)
+    used = labelled_subset(labels, *(config["fraction"][name] for name in ("fraction", "scheme", "seed")))
     if used.hash != config["fraction"]["hash"]:
         raise UserError("this version of selfdet draws other images as the labelled fraction")
     chosen = set(used.image_ids)
@@ -182,7 +176,7 @@ def _tried_on(config: Mapping[str, Any]) -> tuple[str, Labels, list[ImageRecord]
 
 def _as_it_was(config: Mapping[str, Any], name: str) -> Labels:
     labels = load_labels(config[name], config["images"])
-    if hashlib.sha256(labels.file.read_bytes()).hexdigest()[:16] != config[f"{name}_hash"]:
+    if file_hash(labels.file) != config[f"{name}_hash"]:
         raise UserError(f"{labels.file} has changed since")
     return labels
 
@@ -191,9 +185,12 @@ def _spread(records: list[ImageRecord]) -> list[ImageRecord]:
     return [records[place] for place in spread(len(records), SHOWN)]
 
 
-def _readable(records: list[ImageRecord]) -> Iterator[Sample]:
+def _readable(records: list[ImageRecord], with_masks: bool) -> Iterator[tuple[Sample, dict[str, Any]]]:
+    """Images with what is labelled in them; masks as run lengths, as those of large images fill the memory."""
     for record in records:
         try:
-            yield read_sample(record)
+            sample = read_sample(record, with_masks)
         except UnreadableImage:
             continue
+        masks = {} if sample.masks is None else {"masks": encode_masks(sample.masks.as_subclass(Tensor))}
+        yield replace(sample, masks=None), {"boxes": sample.boxes, "labels": sample.labels, **masks}
