@@ -34,6 +34,7 @@ def _without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take most of the time of so small a run, and are looked at elsewhere."""
     for verb in ("pretrain_backbone", "pretrain_detector", "finetune"):
         monkeypatch.setattr(f"selfdet.verbs.{verb}.plot_training", lambda rows, folder: [])
+    monkeypatch.setattr("selfdet.verbs.finetune.report_at_the_end", lambda *given: None)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +182,7 @@ def test_each_stage_has_its_own_settings_over_the_shared(scenes: Path, tmp_path:
         ({"stages": ["detector"]}, "the detector stage needs boxes"),
         ({"stages": []}, "--stages names no stage"),
         ({"stages": ["backbone"], "boxes": "boxes.json"}, "--boxes is for the detector stage"),
+        ({"stages": None, "detector": "faster_rcnn", "neck": "c4"}, "--neck c4: such a detector has no neck or head"),
         ({"detector_stage": DetectorStageSettings(temperature=0.0)}, "temperature is 0.0"),
         ({"detector_stage": DetectorStageSettings(momentum=2.0)}, "momentum is 2.0"),
         ({"detector_stage": DetectorStageSettings(lr=-1.0)}, "--lr is -1"),

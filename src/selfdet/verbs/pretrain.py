@@ -55,6 +55,7 @@ def pretrain(
     key_batch_norm: Literal["split", "none"] = "split",
     accumulate: int = 1,
     clip: float | None = None,
+    neck: Literal["fpn", "c4"] | None = None,
     fpn_channels: int | None = None,
     head_convs: int | None = None,
     box_head: Literal["2fc", "4conv1fc"] | None = None,
@@ -110,6 +111,7 @@ def pretrain(
             (densecl, moco).
         accumulate: micro-batches an optimiser step is computed in.
         clip: bound of the gradient norm; 0 for none; if not given none for the backbone, 10 for the detector.
+        neck: of faster_rcnn: a pyramid, fpn, if not given. On c4 there is only the backbone to pre-train.
         fpn_channels: width of the feature pyramid; 256 if not given.
         head_convs: convolutions in each tower of a one-stage detector; 4 if not given.
         box_head: of an R-CNN; 4conv1fc is the one that AlignDet's authors pre-train, 2fc if not given.
@@ -132,6 +134,11 @@ def pretrain(
     """
     check_out_is_new(out, resume)
     chosen = _stages(stages, backbone_weights, boxes)
+    if neck == "c4" and "detector" in chosen:
+        raise UserError(
+            "--neck c4: such a detector has no neck or head to pre-train beside its backbone",
+            "Add --stages backbone, and finetune from it with --detector faster_rcnn --neck c4",
+        )
     paths = list_images(images)
     runtime = start_runtime(devices=devices, nodes=nodes, precision=precision, threads=threads)
     call = Call(
@@ -189,7 +196,7 @@ def pretrain(
         runtime.fabric.barrier()  # the others read what the first has written
         about = about | {"backbone_weights": str(RunDir(out).backbone)}
     if "detector" in chosen:
-        widths = {"fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
+        widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
         done = pretrain_detector(
             call,
             read_proposals(result["proposals"], images),
