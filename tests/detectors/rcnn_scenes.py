@@ -14,6 +14,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from selfdet.data.sample import Sample
 from selfdet.detectors.faster_rcnn import FasterRCNNDetector, faster_rcnn
 from selfdet.detectors.mask_rcnn import MaskRCNNDetector, mask_rcnn
+from selfdet.detectors.two_stage import TwoStage
 from selfdet.models.backbones import build_backbone
 
 BOXES = [[10, 12, 40, 60], [50, 20, 120, 90]]
@@ -31,13 +32,22 @@ def spread(detector):
 def small_faster(num_classes: int = 3, seed: int = 0, **options) -> FasterRCNNDetector:
     """Faster R-CNN over a random ResNet-18 with a narrow pyramid."""
     torch.manual_seed(seed)
-    return spread(faster_rcnn(num_classes, build_backbone("resnet18"), fpn_channels=64, image_size=128, **options))
+    options = {"fpn_channels": 64, "image_size": 128, **options}
+    return spread(faster_rcnn(num_classes, build_backbone("resnet18"), **options))
+
+
+def small_c4(num_classes: int = 3, seed: int = 0, **options) -> TwoStage:
+    """Faster R-CNN on C4 of a random ResNet-18."""
+    torch.manual_seed(seed)
+    options = {"neck": "c4", "image_size": 128, **options}
+    return spread(faster_rcnn(num_classes, build_backbone("resnet18"), **options))
 
 
 def small_mask(num_classes: int = 3, seed: int = 0, **options) -> MaskRCNNDetector:
     """Mask R-CNN over a random ResNet-18 with a narrow pyramid."""
     torch.manual_seed(seed)
-    return spread(mask_rcnn(num_classes, build_backbone("resnet18"), fpn_channels=64, image_size=128, **options))
+    options = {"fpn_channels": 64, "image_size": 128, **options}
+    return spread(mask_rcnn(num_classes, build_backbone("resnet18"), **options))
 
 
 TWO_STAGE = {"faster_rcnn": small_faster, "mask_rcnn": small_mask}

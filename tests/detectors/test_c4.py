@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from tests.detectors.rcnn_scenes import spread
+from tests.detectors.rcnn_scenes import small_c4
 from tests.detectors.scenes import sample
 from torch import nn
 from torchvision.models import resnet18
@@ -18,11 +18,6 @@ from selfdet.detectors.optim import freeze
 from selfdet.errors import UserError
 from selfdet.methods.aligndet import AlignDet
 from selfdet.models.backbones import build_backbone
-
-
-def small_c4(num_classes: int = 3, seed: int = 0, **options):
-    torch.manual_seed(seed)
-    return spread(faster_rcnn(num_classes, build_backbone("resnet18"), neck="c4", image_size=128, **options))
 
 
 class Body(nn.Module):

@@ -34,6 +34,32 @@ def test_equal_detections_agree_exactly():
     }
 
 
+def with_masks(detections, seed=0):
+    masks = torch.rand(len(detections["scores"]), 40, 50, generator=torch.Generator().manual_seed(seed)) > 0.5
+    return {**detections, "masks": masks}
+
+
+def test_masks_are_compared_pixel_by_pixel_whatever_their_axes():
+    one = with_masks(found())
+    other = changed(one, masks=one["masks"][:, None].clone())
+    assert compare_detections([one], [other])["mask_difference"] == 0
+    other["masks"][0, 0, 0, 0] ^= True
+    assert 0 < compare_detections([one], [other])["mask_difference"] < 0.002
+
+
+@pytest.mark.parametrize("change", [lambda m: ~m, lambda m: m.mT, lambda m: m.roll(1, 2), lambda m: m[:, 1:]])
+def test_other_masks_are_a_mismatch(change):
+    one = with_masks(found())
+    with pytest.raises(ExportMismatchError, match=r"mask of at least 0\.95 IoU"):
+        compare_detections([one], [changed(one, masks=change(one["masks"]))])
+
+
+def test_two_empty_masks_are_the_same():
+    one = with_masks(found())
+    one["masks"][:] = False
+    assert compare_detections([one], [one])["mask_difference"] == 0
+
+
 def test_the_largest_differences_are_told():
     one = found()
     other = changed(one, boxes=one["boxes"] + 0.01, scores=one["scores"] + 5e-5)

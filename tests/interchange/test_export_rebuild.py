@@ -1,4 +1,4 @@
-"""rebuild.py gives the detector that was exported: a torchvision network on its own."""
+"""rebuild.py gives the one-stage detector that was exported: a torchvision network on its own."""
 
 import ast
 import json
@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.detectors.scenes import SMALL, small_fcos, small_retinanet
+from tests.interchange.rebuilding import assert_same, noise, note_of, rebuilt, seen
 from torchvision import tv_tensors
 from torchvision.models.detection import FCOS, RetinaNet
 
@@ -26,45 +27,6 @@ STOCK = {"fcos": FCOS, "retinanet": RetinaNet}
 @pytest.fixture(params=list(STOCK))
 def small(request):
     return SMALL[request.param]
-
-
-def noise(height, width, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator).to(torch.uint8)
-
-
-def note_of(detector):
-    classes = [f"class {label}" for label in range(detector.num_classes)]
-    ids = [10 * (label + 1) for label in range(detector.num_classes)]
-    return {**detector.config(), "classes": classes, "category_ids": ids, "image_size": detector.options["image_size"]}
-
-
-def seen(detector):
-    """The detector after its batch norms have met images: their statistics are no longer the initial ones."""
-    detector.train()
-    with torch.no_grad():
-        for seed in range(3):
-            detector.net.backbone(2 * torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)))
-    return detector
-
-
-def rebuilt(detector, folder):
-    write_detector(folder, detector, note_of(detector))
-    return export_rebuild.build(folder)
-
-
-def own(detector, image, size):
-    return detector.predict([resize_sample(plain_sample(tv_tensors.Image(image)), size)])[0]
-
-
-def assert_same(net, detector, image, size):
-    with torch.no_grad():
-        found = net([image.float() / 255])[0]
-    expected = own(detector, image, size)
-    assert len(expected["boxes"]) > 10
-    torch.testing.assert_close(found["boxes"], expected["boxes"], atol=1e-3, rtol=0)
-    torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-6, rtol=0)
-    assert torch.equal(found["labels"], expected["labels"])
 
 
 def test_it_imports_nothing_of_selfdet():

@@ -24,8 +24,9 @@ from selfdet.models.backbones import Backbone, build_backbone, evaluating
 
 BOX_TOLERANCE = 0.05  # px of the image; the same arithmetic in another process gives 0
 SCORE_TOLERANCE = 1e-4
+MASK_TOLERANCE = 0.05  # of the pixels of two masks, those that only one has
 MAP_TOLERANCE = 1e-4  # of a map's largest value
-# The last bit of a score can decide which of two boxes suppresses the other.
+# The last bit of a score can decide which of two boxes suppresses the other, or to which side of a half a pixel falls.
 COUNTERPARTS = 0.98
 
 STRANGER = """
@@ -86,10 +87,10 @@ def check_detector(program: Path, weights: Path, detector: Detector, image_size:
 
     Both at the detector's score threshold and at 0, where there are always detections; `image_size` is the long side
     (px) the detector works at. Returns the number of "detections" compared, and the largest "box_difference" (px of
-    the images) and "score_difference" among those that have a counterpart.
+    the images), "score_difference" and, of masks, "mask_difference" (1 − IoU) among those that have a counterpart.
 
     Raises: ExportMismatchError when the weights differ or under 98 % of the detections have a counterpart of the same
-    class within 0.05 px and 0.0001 of score.
+    class within 0.05 px and 0.0001 of score, with a mask of at least 0.95 IoU.
     """
     _check_weights(weights, detector.net)
     images = {f"image{row}": image for row, image in enumerate(check_images(image_size))}
@@ -127,12 +128,14 @@ def check_backbone(program: Path, weights: Path, backbone: Backbone) -> dict[str
 
 
 def compare_detections(ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Match detections ("boxes" (N, 4) xyxy px, "scores" (N,), "labels" (N,)), image by image, in both directions.
+    """Match detections ("boxes" (N, 4) xyxy px, "scores" (N,), "labels" (N,), and "masks" (N, …, H, W) bool where ours
+    have them), image by image, in both directions.
 
     Returns and raises as `check_detector` says.
     """
     count = matched = 0
-    box_difference = score_difference = 0.0
+    box_difference = score_difference = mask_difference = 0.0
+    masked = any("masks" in own for own in ours)
     for own, other in zip(ours, theirs, strict=True):
         box = (own["boxes"][:, None] - other["boxes"][None]).abs().amax(-1)
         score = (own["scores"][:, None] - other["scores"][None]).abs()
@@ -141,18 +144,33 @@ def compare_detections(ours: list[dict[str, Tensor]], theirs: list[dict[str, Ten
         count += len(own["boxes"]) + len(other["boxes"])
         if not close.numel():
             continue
+        apart = torch.zeros_like(box)
+        if masked:
+            for row, column in close.nonzero().tolist():
+                apart[row, column] = _apart(own["masks"][row].flatten(), other["masks"][column].flatten())
+            close &= apart <= MASK_TOLERANCE
         matched += int(close.any(1).sum() + close.any(0).sum())
         nearest = torch.where(close, box, torch.inf).argmin(1)[close.any(1)]
         rows = close.any(1).nonzero()[:, 0]
         if len(rows):
             box_difference = max(box_difference, float(box[rows, nearest].max()))
             score_difference = max(score_difference, float(score[rows, nearest].max()))
+            mask_difference = max(mask_difference, float(apart[rows, nearest].max()))
     if not count or matched < COUNTERPARTS * count:
         raise ExportMismatchError(
             f"{matched} of {count} detections, own and exported, have a counterpart "
             f"within {BOX_TOLERANCE} px and {SCORE_TOLERANCE} of score"
+            + (f", with a mask of at least {1 - MASK_TOLERANCE} IoU" if masked else "")
         )
-    return {"detections": count // 2, "box_difference": box_difference, "score_difference": score_difference}
+    figures = {"detections": count // 2, "box_difference": box_difference, "score_difference": score_difference}
+    return {**figures, "mask_difference": mask_difference} if masked else figures
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """1 − IoU of two masks (P,) bool; 0 of two empty ones, 1 of those of different sizes."""
+    if one.shape != other.shape:
+        return 1.0
+    return int((one ^ other).sum()) / max(1, int((one | other).sum()))
 
 
 def check_images(image_size: int) -> list[Tensor]:

@@ -13,7 +13,8 @@ from selfdet.interchange.starts import save_detector
 from selfdet.training.rundir import write_text
 
 WEIGHTS, DESCRIPTION, PROGRAM = "detector.safetensors", "detector.json", "rebuild.py"
-TRAINING = {"batch_norm"}  # options of a detector that leave its detections alone
+TRAINING = {"batch_norm", "teacher_rois"}  # options of a detector that leave its detections alone
+PYRAMID = {"fpn_channels", "neck_norm", "box_head"}  # those that say nothing of one without a pyramid
 
 
 def write_detector(folder: Path, detector: Detector, note: Mapping[str, Any]) -> None:
@@ -32,14 +33,16 @@ def describe(detector: Detector, note: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but the weights that a rebuilt detector needs, as plain values; sizes and strides in pixels.
 
     `image_size` is the long side every image is resized to; `channels` are those of the backbone's maps that the
-    pyramid stands on. The detector's `config` has the rest; what its kind needs, `rebuild.py` finds there.
+    pyramid stands on, or, without one, of the map that is looked at and of the stage that looks at its regions. The
+    detector's `config` has the rest; what its kind needs, `rebuild.py` finds there.
     """
     config = detector.config()
-    options = {name: value for name, value in config["options"].items() if name not in TRAINING}
-    own = {name: value for name, value in config.items() if name not in ("num_classes", "options")}
     backbone = detector.backbone
     net: Any = detector.net
-    levels = len(net.backbone.fpn.inner_blocks)
+    fpn = getattr(net.backbone, "fpn", None)
+    levels, left_out = (2, TRAINING | PYRAMID) if fpn is None else (len(fpn.inner_blocks), TRAINING)
+    options = {name: value for name, value in config["options"].items() if name not in left_out}
+    own = {name: value for name, value in config.items() if name not in ("num_classes", "options")}
     return {
         **own,
         **options,

@@ -1,10 +1,11 @@
 """The detector of this folder on torch, torchvision, timm and safetensors alone: detector.json + detector.safetensors.
 
     from rebuild import build
-    net = build(".")            # torchvision's FCOS or RetinaNet in evaluation mode; run it in float32
+    net = build(".")            # torchvision's own network in evaluation mode; run it in float32
     found = net([image])[0]     # image: (3, H, W) float, RGB in 0…1, of any size
     found["boxes"]              # (N, 4) x1 y1 x2 y2 in pixels of that image; with "scores" (N,) falling
     found["labels"]             # (N,) from 0: positions in detector.json's "classes" and "category_ids"
+    found["masks"]              # of a Mask R-CNN, (N, 1, H, W) bool
 
     python rebuild.py photo.jpg other.png       # detections as JSON
 
@@ -32,14 +33,17 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {
@@ -75,6 +79,39 @@ class LongSide(GeneralizedRCNNTransform):
         return pixels, target
 
 
+class BackgroundFirst(LongSide):
+    """The same for networks whose class 0 is the background: outside of them the first class is 0 here as well.
+
+    torchvision's own transform keeps masks as floats, all at once; 100 of a photo of 12 megapixels take 10 GB.
+    """
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """As above; the target's masks (N, H, W) are resized too."""
+        pixels, target = super().resize(image, target)
+        if target is not None:
+            target["labels"] = target["labels"] + 1
+            if "masks" in target:
+                masks, size = target["masks"].to(torch.uint8), list(pixels.shape[-2:])
+                target["masks"] = F.resize(masks, size, InterpolationMode.NEAREST_EXACT).bool()
+        return pixels, target
+
+    def postprocess(
+        self, result: list[dict[str, Tensor]], image_shapes: list[Any], original_image_sizes: list[Any]
+    ) -> list[dict[str, Tensor]]:
+        """Boxes, labels and masks of the images as given: inside of them, from 0, (N, 1, H, W) bool."""
+        if self.training:
+            return result
+        for found, inner, size in zip(result, image_shapes, original_image_sizes):
+            found["labels"] = found["labels"] - 1
+            found["boxes"] = clip_boxes_to_image(resize_boxes(found["boxes"], inner, size), size)
+            if "masks" in found:
+                masks = torch.zeros(len(found["masks"]), 1, *size, dtype=torch.bool, device=found["masks"].device)
+                for row, mask, box in zip(masks, found["masks"], found["boxes"]):
+                    row.copy_(paste_masks_in_image(mask[None], box[None], size)[0] > 0.5)
+                found["masks"] = masks
+        return result
+
+
 class Pyramid(nn.Module):
     """A body with a feature pyramid over its last maps, and the coarser levels that `extra` adds."""
 
@@ -90,6 +127,29 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return self.fpn(OrderedDict((str(level), features) for level, features in enumerate(self.maps(x))))
+
+
+class C4(nn.Module):
+    """A ResNet up to its fourth stage."""
+
+    def __init__(self, resnet: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.body = IntermediateLayerGetter(resnet, {"layer3": "0"})
+        self.out_channels = channels
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return self.body(x)
+
+
+class Res5(nn.Module):
+    """A ResNet's fifth stage over regions, then their mean."""
+
+    def __init__(self, layer4: nn.Module) -> None:
+        super().__init__()
+        self.layer4 = layer4
+
+    def forward(self, regions: Tensor) -> Tensor:
+        return self.layer4(regions).mean((2, 3))
 
 
 def pyramid(config: dict[str, Any], extra: ExtraFPNBlock) -> Pyramid:
@@ -156,7 +216,71 @@ def retinanet(config: dict[str, Any]) -> RetinaNet:
     return RetinaNet(head=head, **one_stage(config))
 
 
-NETWORKS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"fcos": fcos, "retinanet": retinanet}
+def pool(config: dict[str, Any], cells: int) -> MultiScaleRoIAlign:
+    """What cuts regions of `cells` × `cells` out of the maps.
+
+    torchvision guesses the strides of the maps from the first image and keeps them, wrong ones where that is small
+    beside its padding. So the first one here is an empty image of a size that leaves no doubt.
+    """
+    strides = config["strides"][:4]  # regions aren't cut out of a pyramid's fifth, subsampled map
+    names = [str(level) for level in range(len(strides))]
+    cut = MultiScaleRoIAlign(names, cells, 2, canonical_scale=config["canonical_scale"])
+    side = 2 * strides[-1]
+    maps = {name: torch.zeros(1, 1, side // stride, side // stride) for name, stride in zip(names, strides)}
+    cut(maps, [torch.tensor([[0.0, 0.0, side, side]])], [(side, side)])
+    return cut
+
+
+def two_stage(config: dict[str, Any], cells: int) -> dict[str, Any]:
+    """What R-CNNs are built with that see regions as `cells` × `cells`."""
+    return {
+        "rpn_anchor_generator": anchors(config),
+        "box_roi_pool": pool(config, cells),
+        "box_score_thresh": config["score_threshold"],
+        "box_nms_thresh": config["nms_threshold"],
+        "box_detections_per_img": config["detections"],
+    }
+
+
+def on_pyramid(config: dict[str, Any]) -> dict[str, Any]:
+    """What Faster and Mask R-CNN on a pyramid are both built with, at random."""
+    width, cells, features = config["fpn_channels"], 7, 1024
+    if config["box_head"] == "2fc":
+        head: nn.Module = TwoMLPHead(width * cells**2, features)
+    else:
+        head = FastRCNNConvFCHead((width, cells, cells), [width] * 4, [features], NORMS[config["neck_norm"]])
+    body, classes = pyramid(config, LastLevelMaxPool()), len(config["classes"]) + 1
+    return {"backbone": body, "num_classes": classes, "box_head": head, **two_stage(config, cells)}
+
+
+def faster_rcnn(config: dict[str, Any]) -> FasterRCNN:
+    """Faster R-CNN, at random: on a pyramid, or on a ResNet's fourth stage with the fifth as the box head."""
+    if config["neck"] == "fpn":
+        return FasterRCNN(**on_pyramid(config))
+    resnet = torchvision.models.get_model(config["backbone"]["name"], weights=None)
+    channels, features = config["backbone"]["channels"]
+    training, evaluation = config["rpn_boxes"]
+    return FasterRCNN(
+        C4(resnet, channels),
+        box_head=Res5(resnet.layer4),
+        box_predictor=FastRCNNPredictor(features, len(config["classes"]) + 1),
+        rpn_pre_nms_top_n_train=training,
+        rpn_pre_nms_top_n_test=evaluation,
+        **two_stage(config, 14),
+    )
+
+
+def mask_rcnn(config: dict[str, Any]) -> MaskRCNN:
+    """Mask R-CNN on a pyramid, at random."""
+    return MaskRCNN(mask_roi_pool=pool(config, 14), **on_pyramid(config))
+
+
+NETWORKS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "fcos": fcos,
+    "retinanet": retinanet,
+    "faster_rcnn": faster_rcnn,
+    "mask_rcnn": mask_rcnn,
+}
 
 
 def build(folder: str | Path = Path(__file__).parent, score_threshold: float | None = None) -> nn.Module:
@@ -166,7 +290,8 @@ def build(folder: str | Path = Path(__file__).parent, score_threshold: float | N
         config["score_threshold"] = score_threshold
     net = NETWORKS[config["detector"]](config)
     size = config["image_size"]
-    net.transform = LongSide(size, size, config["mean"], config["std"], size_divisible=config["size_divisible"])
+    transform = BackgroundFirst if isinstance(net, FasterRCNN) else LongSide
+    net.transform = transform(size, size, config["mean"], config["std"], size_divisible=config["size_divisible"])
     net.load_state_dict(load_file(Path(folder) / "detector.safetensors"))
     return net.eval()
 
@@ -178,6 +303,21 @@ def read(path: str | Path) -> Tensor:
     black = Image.new("RGBA", picture.size, "black")
     pixels = np.array(Image.alpha_composite(black, picture).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def run_lengths(mask: Tensor) -> dict[str, Any]:
+    """COCO's compressed RLE of a mask (H, W) bool."""
+    pixels = mask.numpy().ravel(order="F")
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    counts = np.diff([0, *([0] if pixels[0] else []), *changes, len(pixels)]).tolist()
+    characters = []
+    for position, count in enumerate(counts):
+        rest, more = count - (counts[position - 2] if position > 2 else 0), True
+        while more:  # five bits a character, the lowest first; the last one's highest bit is the sign
+            bits, rest = rest & 31, rest >> 5
+            more = rest != (-1 if bits & 16 else 0)
+            characters.append(chr(48 + bits + 32 * more))
+    return {"size": list(mask.shape), "counts": "".join(characters)}
 
 
 @torch.no_grad()
@@ -200,6 +340,8 @@ def main() -> None:
             }
             for (x1, y1, x2, y2), score, label in zip(*(found[name].tolist() for name in ("boxes", "scores", "labels")))
         ]
+        for detection, mask in zip(detections, found.get("masks", ())):
+            detection["segmentation"] = run_lengths(mask[0])
         listed.append({"file": path, "height": image.shape[1], "width": image.shape[2], "detections": detections})
     print(json.dumps(listed, indent=1))
 

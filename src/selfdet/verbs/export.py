@@ -49,7 +49,7 @@ def export(*, init: str, to: Literal["torchvision", "timm"], out: str) -> dict[s
         detector, note = load_detector(init)
         if to == "torchvision" and note["detector"] not in NETWORKS:
             raise UserError(
-                f"--init {init} is a {note['detector']}; export to torchvision writes {' and '.join(NETWORKS)} only",
+                f"--init {init} is a {note['detector']}; export to torchvision writes {', '.join(NETWORKS)} only",
                 "Use it with selfdet",
             )
         if to == "torchvision":
@@ -58,9 +58,11 @@ def export(*, init: str, to: Literal["torchvision", "timm"], out: str) -> dict[s
                 figures = check_detector(
                     folder / export_detector.PROGRAM, folder / export_detector.WEIGHTS, detector, note["image_size"]
                 )
+            apart = figures.get("mask_difference")
+            masks = "" if apart is None else f", masks by {apart:.2g} of their pixels"
             reporter.line(
                 f"rebuilt without selfdet, {figures['detections']} detections compared: boxes differ by at most "
-                f"{figures['box_difference']:.2g} px, scores by {figures['score_difference']:.2g}"
+                f"{figures['box_difference']:.2g} px, scores by {figures['score_difference']:.2g}{masks}"
             )
             return _done(reporter, target, "detector", out, to, figures)
         _check_library(init, detector.backbone, to, "--to torchvision writes the whole detector")
