@@ -12,8 +12,8 @@ STARTS = {"scratch": "scratch", "imagenet": "ImageNet backbone", "aligndet": "Im
 GAINS = {"scratch": 0.0, "imagenet": 0.06, "aligndet": 0.10}
 SPEED = {"scratch": 1.0, "imagenet": 1.6, "aligndet": 2.5}
 RATES = {"scratch": 0.02, "imagenet": 0.01, "aligndet": 0.01}
-IMAGES = {0.01: 20, 0.1: 204, 1.0: 2045}
-LEVEL = {0.01: 0.05, 0.1: 0.16, 1.0: 0.33}
+IMAGES = {0.01: 20, 0.05: 102, 0.1: 204, 0.2: 409, 1.0: 2045}
+LEVEL = {0.01: 0.05, 0.05: 0.12, 0.1: 0.16, 0.2: 0.21, 1.0: 0.33}
 
 
 def cell(
@@ -68,18 +68,10 @@ def cell(
     }
 
 
-def rate(start: str, lr: float, ap: float | None) -> dict[str, Any]:
+def rate(start: str, lr: float, ap: float | None, usual: float = 0.02) -> dict[str, Any]:
     """A finished cell that tried a learning rate."""
-    return {
-        "experiment": "compare",
-        "kind": "rate",
-        "start": start,
-        "fraction": 0.1,
-        "labels": 204,
-        "seed": 0,
-        "lr": lr,
-        "AP": ap,
-    }
+    tried = {"fraction": 0.1, "labels": 204, "seed": 0, "lr": lr, "multiple": lr / usual, "AP": ap}
+    return {"experiment": "compare", "kind": "rate", "start": start, **tried}
 
 
 def realistic(
@@ -101,7 +93,7 @@ def realistic(
         gain, best = GAINS[known] + 0.01 * max(0, place - 2), RATES[known]
         cells += [rate(name, best * times, 0.1 - 0.03 * abs(times - 1)) for times in (0.5, 1.0, 2.0)]
         for value in amounts or shots:
-            level = LEVEL.get(value, 0.03 + 0.01 * value)
+            level = LEVEL[value] if amounts else 0.03 + 0.01 * value
             for seed in range(seeds):
                 ap = level + gain * (1.1 - level * 3) + chance.gauss(0.0, noise) + 0.01 * (seed % 3)
                 if (name, value, seed) in missing:

@@ -27,7 +27,7 @@ def words(found: Choice, *starts: str) -> str:
 def test_a_start_ahead_of_all_others_in_five_seeds_is_clear() -> None:
     found = chosen({"a": [0.1, 0.11, 0.12, 0.1, 0.11], "b": [0.14, 0.16, 0.16, 0.14, 0.15], "c": [0.1] * 5})
     assert (found.best, found.use, found.beaten) == ("b", ["b"], ["a", "c"])
-    assert words(found).startswith("Clear: B is better than every other start.")
+    assert words(found).startswith("Clear: B is better than every other start, by +")
     assert "95 %" in words(found)
 
 
@@ -37,7 +37,7 @@ def test_under_five_seeds_it_is_a_range_and_chance_is_named(seeds: int) -> None:
     assert found.use == ["b"]
     said = words(found)
     assert said.startswith("A lead, too few seeds to be sure")
-    assert f"in 1 of {2 ** (seeds - 1)} cases" in said
+    assert ("in both seeds" if seeds == 2 else f"in all {seeds} seeds") in said
     assert "range" in said
     assert not re.search("real|significant|95 %|clear", said, re.IGNORECASE)
 
@@ -45,13 +45,13 @@ def test_under_five_seeds_it_is_a_range_and_chance_is_named(seeds: int) -> None:
 def test_one_seed_tells_nothing() -> None:
     found = chosen({"a": [0.1], "b": [0.3]})
     assert found.use == ["b", "a"]
-    assert words(found) == "Can't tell: one seed, in which B has the highest AP, +20.0 AP over A (one seed)."
+    assert words(found) == "Can't tell: B has the highest AP of the one seed, by +20.0 AP (one seed)."
 
 
 def test_starts_that_are_not_told_apart_may_both_be_used() -> None:
     found = chosen({"a": [0.10, 0.12, 0.11, 0.1, 0.1], "b": [0.11, 0.11, 0.1, 0.12, 0.11]})
     assert set(found.use) == {"a", "b"}
-    assert words(found).startswith("No difference found: B has the highest mean, +0.4 AP over A (95 % −")
+    assert words(found).startswith("No difference found: B has the highest mean, by +0.4 AP (95 % −")
 
 
 def test_the_best_may_be_better_than_some_and_equal_to_others() -> None:
@@ -60,7 +60,7 @@ def test_the_best_may_be_better_than_some_and_equal_to_others() -> None:
     )
     assert (found.best, found.equal, found.beaten) == ("c", ["b"], ["a"])
     assert found.use == ["c", "b"]
-    assert words(found).startswith("Clear in part: C is better than A.")
+    assert words(found).startswith("Clear in part: C is better than A, by +")
     assert "No difference found from B" in words(found)
 
 

@@ -77,11 +77,9 @@ def test_classes_have_differences_of_their_own() -> None:
 def test_a_learning_rate_says_what_was_tried_and_whether_the_best_is_at_the_edge() -> None:
     cells = [cell("a", 0, 0.1, lr=0.02), rate("a", 0.01, 0.1), rate("a", 0.02, 0.2), rate("a", 0.04, None)]
     found = rates(some(*cells, cell("b", 0, 0.1, lr=0.01), rate("b", 0.01, 0.3), rate("b", 0.02, 0.2)))
-    assert [(each.start, each.used, each.best, each.at_edge) for each in found] == [
-        ("a", [0.02], 0.02, False),
-        ("b", [0.01], 0.01, True),
-    ]
-    assert found[0].tried == [(0.01, 0.1), (0.02, 0.2), (0.04, None)]
+    assert [(each.start, each.best, each.at_edge) for each in found] == [("a", 0.02, False), ("b", 0.01, True)]
+    assert [(amount.words, lr) for amount, lr in found[0].used] == [("20 images", [0.02])]
+    assert found[0].tried == [(0.01, 0.5, 0.1), (0.02, 1.0, 0.2), (0.04, 2.0, None)]
 
 
 def test_nothing_finished_gives_nothing() -> None:

@@ -19,9 +19,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 # Okabe and Ito's colours, which readers with any colour blindness tell apart, without their yellow (too pale on white).
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _STYLES = ["-", (0, (5, 2)), (0, (1.5, 1.5))]
-_INK, _QUIET, _RULE = "#222222", "#6b6b6b", "#e3e3e3"
+INK, QUIET, RULE = "#222222", "#6b6b6b", "#e3e3e3"
 _DENSE = 300  # from this many points on, a curve is drawn faint with its running mean on top
-_TEXT: dict[str, Any] = {"parse_math": False}  # a class called "a$b$" is no formula
+PLAIN: dict[str, Any] = {"parse_math": False}  # a class called "a$b$" is no formula
 
 Point = tuple[float, float | None]
 
@@ -35,15 +35,17 @@ def plot_curves(
     y_label: str,
     log_y: bool = False,
     hlines: Mapping[str, float] | None = None,
+    bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
 ) -> Path:
     """Draw one curve for each name and write the chart to `out` (PNG, or SVG by its suffix); returns `out`.
 
     `series`: name → (x, y) points in order of x; a y that is None or not finite (or, with `log_y`, not positive) leaves
-    a gap. `hlines`: name → y of a dashed level to compare with. Names stand beside their lines. Curves of 300 points
-    and more are drawn faint with their running mean, which the x axis then says.
+    a gap. A name without points keeps its colour free, so that charts of the same names agree. `hlines`: name → y of a
+    dashed level to compare with. `bands`: name → (x, low, high), shaded behind its curve. Names stand beside their
+    lines. Curves of 300 points and more are drawn faint with their running mean, which the x axis then says.
     """
     levels = {name: y for name, y in (hlines or {}).items() if math.isfinite(y) and (y > 0 or not log_y)}
-    figure, axes = _canvas(title, max(3.8, 1.2 + 0.2 * (len(series) + len(levels))))
+    figure, axes = canvas(title, max(3.8, 1.2 + 0.2 * (len(series) + len(levels))))
     ends: list[tuple[str, str, float, float]] = []  # name, colour, x and y of a line's end
     every_x: list[float] = []
     every_y: list[float] = list(levels.values())
@@ -55,7 +57,10 @@ def plot_curves(
         known = np.isfinite(y)
         if not known.any():
             continue
-        ink, style = PALETTE[position % len(PALETTE)], _STYLES[position // len(PALETTE) % len(_STYLES)]
+        ink, style = ink_of(position), _STYLES[position // len(PALETTE) % len(_STYLES)]
+        if shaded := list((bands or {}).get(name, ())):
+            places, low, high = zip(*shaded)
+            axes.fill_between(places, low, high, color=ink, alpha=0.13, linewidth=0)
         if len(y) >= _DENSE:
             axes.plot(x, y, color=ink, linewidth=0.6, alpha=0.25)
             window = len(y) // 50
@@ -67,10 +72,10 @@ def plot_curves(
         every_y += y[known].tolist()
     right = max(every_x, default=1.0)
     for name, level in levels.items():
-        axes.axhline(level, color=_QUIET, linestyle=(0, (4, 3)), linewidth=1.1)
-        ends.append((name, _QUIET, right, level))
+        axes.axhline(level, color=QUIET, linestyle=(0, (4, 3)), linewidth=1.1)
+        ends.append((name, QUIET, right, level))
     if not every_x:
-        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", va="center", color=_QUIET)
+        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", va="center", color=QUIET)
     else:
         axes.margins(x=0.015)
         if all(value == int(value) for value in every_x):
@@ -79,10 +84,10 @@ def plot_curves(
     if log_y and every_y:
         _log_scale(axes, min(every_y), max(every_y))
     note = f"\n(faint: as recorded; bold: mean of {window} neighbours)" if window else ""
-    axes.set_xlabel(x_label + note, color=_INK, **_TEXT)
-    axes.set_ylabel(y_label, color=_INK, **_TEXT)
-    _label_ends(figure, axes, ends)
-    return _write(figure, out)
+    axes.set_xlabel(x_label + note, color=INK, **PLAIN)
+    axes.set_ylabel(y_label, color=INK, **PLAIN)
+    label_ends(figure, axes, ends)
+    return save(figure, out)
 
 
 def plot_bars(
@@ -99,13 +104,11 @@ def plot_bars(
     """
     starts = list(dict.fromkeys(start for group in groups.values() for start in group))
     rows = sum(len(group) for group in groups.values())
-    figure, axes = _canvas(title, max(1.9, 1.15 + 0.36 * rows + 0.34 * len(groups)))
+    figure, axes = canvas(title, max(1.9, 1.15 + 0.36 * rows + 0.34 * len(groups)))
     place, ticks, names, spread = 0.0, [], [], False
     top = 0.0
     for group, values_of in groups.items():
-        axes.text(
-            0, place, group, transform=axes.get_yaxis_transform(), weight="bold", color=_INK, va="center", **_TEXT
-        )
+        axes.text(0, place, group, transform=axes.get_yaxis_transform(), weight="bold", color=INK, va="center", **PLAIN)
         place += 0.95
         for start, values in values_of.items():
             known = [float(value) for value in values if value is not None and math.isfinite(value)]
@@ -121,35 +124,41 @@ def plot_bars(
                 if len(known) > 1:
                     spread, deviation = True, statistics.stdev(known)
                     end = max(end, mean + deviation)
-                    axes.plot([mean - deviation, mean + deviation], [place, place], color=_INK, linewidth=1.1)
+                    axes.plot([mean - deviation, mean + deviation], [place, place], color=INK, linewidth=1.1)
                     axes.plot(known, [place] * len(known), "o", color=ink, markersize=4, markeredgecolor="white")
                     words += f" ± {deviation:.1f} (n = {len(known)})"
             axes.annotate(
-                words, (end, place), xytext=(7, 0), textcoords="offset points", va="center", color=_INK, fontsize=9
+                words, (end, place), xytext=(7, 0), textcoords="offset points", va="center", color=INK, fontsize=9
             )
             top = max(top, end)
             place += 1
         place += 0.25
-    axes.set_yticks(ticks, names, **_TEXT)
+    axes.set_yticks(ticks, names, **PLAIN)
     axes.set_ylim(place - 0.4, -0.7)
     axes.set_xlim(0, top * 1.35 or 1)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color=_RULE, linewidth=0.8)
+    axes.grid(axis="x", color=RULE, linewidth=0.8)
     note = "  (bar: mean; line: ± sample standard deviation; dots: each of n)" if spread else ""
-    axes.set_xlabel(x_label + note, color=_INK, **_TEXT)
-    return _write(figure, out)
+    axes.set_xlabel(x_label + note, color=INK, **PLAIN)
+    return save(figure, out)
 
 
-def _canvas(title: str, height: float) -> tuple[Figure, Axes]:
-    """An empty chart, 6.2 inches wide, of its own (no global figure list, so it works in any thread)."""
-    figure = Figure(figsize=(6.2, height), dpi=170, layout="constrained", facecolor="white")
+def ink_of(position: int) -> str:
+    """The colour of the series at this position."""
+    return PALETTE[position % len(PALETTE)]
+
+
+def canvas(title: str, height: float, width: float = 6.2) -> tuple[Figure, Axes]:
+    """An empty chart, sizes in inches, of its own (no global figure list, so it works in any thread)."""
+    figure = Figure(figsize=(width, height), dpi=170, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    axes.set_title("\n".join(textwrap.wrap(title, 64)), loc="left", fontsize=11, weight="bold", color=_INK, **_TEXT)
+    lines = "\n".join(textwrap.wrap(title, round(10.3 * width)))
+    axes.set_title(lines, loc="left", fontsize=11, weight="bold", color=INK, **PLAIN)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9a9a9a")
-    axes.tick_params(colors=_INK, labelsize=9)
-    axes.grid(axis="y", color=_RULE, linewidth=0.8)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
 
@@ -170,7 +179,7 @@ def _log_scale(axes: Axes, low: float, high: float) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
+def label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
     """Write each name right of its line's end, moved apart where lines end close to each other."""
     figure.draw_without_rendering()  # settles the layout, whose height the names' distances are fractions of
     height = axes.get_window_extent().height
@@ -190,7 +199,7 @@ def _label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[str, str, float
             fontsize=9,
             arrowprops={"arrowstyle": "-", "color": ink, "linewidth": 0.6, "alpha": 0.6, "relpos": (0, 0.5)},
             annotation_clip=False,
-            **_TEXT,
+            **PLAIN,
         )
 
 
@@ -209,7 +218,7 @@ def _apart(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
     return places
 
 
-def _write(figure: Figure, out: Path) -> Path:
+def save(figure: Figure, out: Path) -> Path:
     """Save whole or not at all."""
     out = Path(out)
     drawn = io.BytesIO()

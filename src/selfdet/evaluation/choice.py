@@ -82,49 +82,52 @@ def choose(comparison: Comparison, amount: Amount, of: str = "boxes") -> Choice 
     return Choice(amount, best, {start: behind[start] for start in order}, unmeasured)
 
 
+def level(choice: Choice) -> str:
+    """How sure a choice is, in the few words that `sureness` begins with."""
+    if not choice.behind:
+        return "nothing to compare"
+    if not choice.beaten:
+        return "no difference found" if choice.equal else "can't tell: one seed"
+    if min(choice.behind[start].n for start in choice.beaten) < ENOUGH:
+        return "a lead, too few seeds to be sure"
+    return "clear in part" if choice.equal or choice.open or choice.unmeasured else "clear"
+
+
 def sureness(choice: Choice, names: Mapping[str, str]) -> str:
     """How sure a choice is, in words that begin with the verdict."""
     best = names[choice.best]
     missing = f" Not measured with its seeds: {listed(choice.unmeasured, names)}." if choice.unmeasured else ""
+    begin = level(choice).partition(":")[0].capitalize()
     if not choice.behind:
-        return f"Nothing to compare: only {best} is measured.{missing}"
-    if not choice.beaten and not choice.equal:
-        lead = _over(choice, choice.open[:1], names)
-        return f"Can't tell: one seed, in which {best} has the highest AP, {lead}.{missing}"
-    said = []
+        return f"{begin}: only {best} is measured.{missing}"
     if not choice.beaten:
-        said.append(f"No difference found: {best} has the highest mean, {_over(choice, choice.equal, names)}.")
+        where = "has the highest mean" if choice.equal else "has the highest AP of the one seed"
+        said = [f"{begin}: {best} {where}, {_ahead(choice, choice.equal or choice.open, names)}."]
     else:
         few = min(choice.behind[start].n for start in choice.beaten)
         rest = choice.equal or choice.open or choice.unmeasured
         others = listed(choice.beaten, names) if rest or len(choice.beaten) == 1 else "every other start"
-        if few >= ENOUGH:
-            said.append(f"{'Clear in part' if rest else 'Clear'}: {best} is better than {others}.")
-        else:
-            both = "both" if few == 2 else f"all {few}"
-            said.append(
-                f"A lead, too few seeds to be sure: {best} is better than {others} in {both} seeds. Chance alone does "
-                f"that with two equal starts in 1 of {2 ** (few - 1)} cases."
-            )
-        said.append(f"It has {_over(choice, choice.beaten, names)}.")
+        seeds = "" if few >= ENOUGH else " in both seeds" if few == 2 else f" in all {few} seeds"
+        said = [f"{begin}: {best} is better than {others}{seeds}, {_ahead(choice, choice.beaten, names)}."]
         if choice.equal:
             said.append(
-                f"No difference found from {listed(choice.equal, names)}: {_over(choice, choice.equal, names)}."
+                f"No difference found from {listed(choice.equal, names)}, {_ahead(choice, choice.equal, names)}."
             )
-    if choice.open:
+    if choice.open and (choice.beaten or choice.equal):
         said.append(f"Can't tell from {listed(choice.open, names)}: one seed.")
     return " ".join(said) + missing
 
 
-def _over(choice: Choice, starts: Sequence[str], names: Mapping[str, str]) -> str:
-    """`+3.1 AP over A (95 % +1.9…+4.3, n = 5)` for the nearest and, of several, the farthest of some starts."""
+def _ahead(choice: Choice, starts: Sequence[str], names: Mapping[str, str]) -> str:
+    """`by +3.1 AP (95 % +1.9…+4.3, n = 5)`; of several starts the nearest and the farthest, by name."""
     parts = []
     for start in dict.fromkeys((starts[0], starts[-1])):
         each = choice.behind[start]
         kind = "95 %" if each.is_interval else "range"
         bounds = "one seed" if each.n == 1 else f"{kind} {points(each.low)}…{points(each.high)}, n = {each.n}"
-        parts.append(f"{points(each.mean)} AP over {names[start]} ({bounds})")
-    return " and ".join(parts)
+        over = f" over {names[start]}" if len(starts) > 1 else ""
+        parts.append(f"{points(each.mean)} AP{over} ({bounds})")
+    return f"by {' and '.join(parts)}"
 
 
 def listed(starts: Sequence[str], names: Mapping[str, str], last: str = "and") -> str:

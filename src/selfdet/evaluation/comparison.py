@@ -180,18 +180,18 @@ def classes(comparison: Comparison) -> list[str]:
 class Rate:
     """The learning rate of one start.
 
-    `used`: rates of its finished cells, more than one only if somebody mixed them; `tried`: (rate, AP or None) of the
-    cells that chose it, rising, empty where it was given.
+    `used`: those of its finished cells with each amount of labels, which follow the batch size. `tried`: (rate,
+    multiple of the usual rate or None, AP or None) of the cells that chose it, rising; empty where it was given.
     """
 
     start: str
-    used: Sequence[float]
-    tried: Sequence[tuple[float, float | None]]
+    used: Sequence[tuple[Amount, Sequence[float]]]
+    tried: Sequence[tuple[float, float | None, float | None]]
 
     @property
     def best(self) -> float | None:
-        """The tried rate with the highest AP; None where nothing was tried or found."""
-        known = [(ap, -rate) for rate, ap in self.tried if ap is not None]
+        """The tried rate with the highest AP, of equal ones the lowest; None where nothing was tried or found."""
+        known = [(ap, -rate) for rate, _, ap in self.tried if ap is not None]
         return -max(known)[1] if known else None
 
     @property
@@ -203,10 +203,12 @@ class Rate:
 def rates(comparison: Comparison) -> list[Rate]:
     """The learning rate of every start that has a finished cell."""
     result = []
+    own = amounts(comparison)
     for start in comparison.starts:
-        own = [cell for cell in comparison.cells if cell["start"] == start]
-        used = {float(cell["lr"]) for cell in own if cell["kind"] == "finetune"}
-        tried = sorted((float(cell["lr"]), cell.get("AP")) for cell in own if cell["kind"] == "rate")
-        if own:
-            result.append(Rate(start, sorted(used), tried))
+        cells_with = {amount: cells_of(comparison, start, amount).values() for amount in own}
+        used = [(amount, sorted({float(cell["lr"]) for cell in each})) for amount, each in cells_with.items() if each]
+        cells = [cell for cell in comparison.cells if cell["start"] == start and cell["kind"] == "rate"]
+        tried = [(float(cell["lr"]), cell.get("multiple"), cell.get("AP")) for cell in cells]
+        if used or tried:
+            result.append(Rate(start, used, sorted(tried, key=lambda each: each[0])))
     return result

@@ -30,6 +30,11 @@ class Equivalent:
     fewest: int
     most: int
 
+    @property
+    def inside(self) -> bool:
+        """Whether `labels` is a number between those that were measured."""
+        return 0 < self.labels < math.inf
+
     def words(self, labels: float) -> str:
         """`about 160`, or on which side of what was measured."""
         if labels == math.inf:
