@@ -179,7 +179,9 @@ def test_a_detector_file_that_lacks_a_tensor_is_refused(finetuned: Path, pretrai
 
 
 def labels_of(*categories: tuple[int, str]) -> Labels:
-    return Labels(Path("val.json"), [name for _, name in categories], [number for number, _ in categories], [], {}, {})
+    return Labels(
+        Path("val.json"), [name for _, name in categories], [number for number, _ in categories], [], {}, {}, ""
+    )
 
 
 def test_categories_are_matched_by_name_in_the_detectors_order() -> None:

@@ -20,7 +20,10 @@ def read_coco(file: str | Path, keys: Sequence[str] = ("images",)) -> dict[str, 
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise UserError(f"label file {path} {'is a folder' if path.is_dir() else 'does not exist'}", "Give a COCO JSON")
+        raise UserError(
+            f"label file {path} {'is a folder' if path.is_dir() else 'does not exist'}",
+            "Give a COCO JSON, or a Pascal VOC folder or list",
+        )
     try:
         coco = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:

@@ -1,7 +1,8 @@
-"""COCO labels, checked when loaded: one `ImageRecord` an image, and `Sample`s read from them."""
+"""Labels, COCO's or Pascal VOC's, checked when loaded: one `ImageRecord` an image, and `Sample`s read from them."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from selfdet.data.coco import absent, file_names, image_files, read_coco, requir
 from selfdet.data.images import list_images, read_image
 from selfdet.data.masks import decode_mask, has_segmentation, segmentation_rle
 from selfdet.data.sample import Sample, boxes_xyxy
+from selfdet.data.voc import is_voc, read_voc
 from selfdet.errors import UserError
 
 
@@ -45,9 +47,11 @@ class ImageRecord:
 class Labels:
     """A label file: its classes, in the order of their ids, and one record an image, in the order of the file.
 
-    coco: the parsed file, crowds included, for evaluation; a missing `iscrowd` or `area` is filled in.
+    coco: the parsed file, crowds included, for evaluation; a missing `iscrowd` or `area` is filled in. Labels of
+        another format are turned into this.
     dropped: how many boxes are left out of the records, by fault: `degenerate` (a side of 0 or less), `not_finite`,
         `out_of_image`.
+    hash: of all files that were read.
     """
 
     file: Path
@@ -56,6 +60,7 @@ class Labels:
     records: list[ImageRecord]
     coco: dict[str, Any]
     dropped: dict[str, int]
+    hash: str
 
     def __len__(self) -> int:
         return len(self.records)
@@ -70,20 +75,26 @@ class Labels:
         coco["images"] = [image for image in self.coco["images"] if image["id"] in wanted]
         coco["annotations"] = [entry for entry in self.coco["annotations"] if entry["image_id"] in wanted]
         records, dropped = _records(coco, [paths[image["id"]] for image in coco["images"]], self.category_ids)
-        return Labels(self.file, self.classes, self.category_ids, records, coco, dropped)
+        return Labels(self.file, self.classes, self.category_ids, records, coco, dropped, self.hash)
 
 
 def load_labels(file: str | Path, images: str | Path | None = None) -> Labels:
-    """Load and check a COCO label file whose images are in the folder `images` (or a list or glob of them).
+    """Load and check labels whose images are in the folder `images` (or a list or glob of them).
 
-    Without `images` they are looked for in the JSON's own folder, then in `images/` beside it. Images without boxes
+    `file` is COCO JSON, or of Pascal VOC a data set's folder or a list in its `ImageSets/Main`. Without `images` they
+    are looked for in the JSON's own folder, then in `images/` beside it; of VOC in `JPEGImages`. Images without boxes
     are kept; boxes are clipped to the image.
 
     Raises: UserError for a file that is missing, not JSON or not COCO, repeated ids, images that are absent or whose
         name leaves the folder, and annotations of an unknown image or category.
     """
     path = Path(file).expanduser()
-    coco = read_coco(path, ("images", "annotations", "categories"))
+    files = [path]
+    if is_voc(path):
+        coco, folder, files = read_voc(path)
+        images = folder if images is None else images
+    else:
+        coco = read_coco(path, ("images", "annotations", "categories"))
     for key in ("images", "annotations", "categories"):
         require_unique_ids(coco, key, path)
     for key in ("images", "categories"):
@@ -96,7 +107,15 @@ def load_labels(file: str | Path, images: str | Path | None = None) -> Labels:
     _check_annotations(coco, path)
     category_ids = [category["id"] for category in categories]
     records, dropped = _records(coco, _paths(coco, path, images), category_ids)
-    return Labels(path, [category["name"] for category in categories], category_ids, records, coco, dropped)
+    classes = [category["name"] for category in categories]
+    return Labels(path, classes, category_ids, records, coco, dropped, _hash(files))
+
+
+def _hash(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def read_sample(record: ImageRecord, with_masks: bool = False) -> Sample:

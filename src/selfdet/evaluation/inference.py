@@ -12,9 +12,11 @@ from selfdet.data.images import Quarantine
 from selfdet.data.labelled import evaluation_samples
 from selfdet.data.labels import Labels
 from selfdet.data.sample import Sample
+from selfdet.data.voc import is_voc
 from selfdet.detectors.base import Detector
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import evaluate_detections, to_coco_results
+from selfdet.evaluation.voc import voc_scores
 
 BATCH = 8  # images at a time; an image's detections don't depend on the others
 
@@ -65,6 +67,8 @@ def score(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """COCO AP of a detector on labelled images, also of its masks if it gives some, and the COCO results they are of.
 
+    For labels of Pascal VOC its own AP of boxes comes with it, under "voc" (`voc_scores`).
+
     `image_size`: long side in pixels at which images are shown; `category_ids`: the label file's ids of the
     detector's classes, in the detector's order (the label file's own order if not given). Classes of the label file
     that the detector does not know are not evaluated (`unknown_classes`). Images that can't be read are entered in
@@ -83,7 +87,11 @@ def score(
         raise UserError(f"none of the {len(labels)} images of {labels.file} can be read", "Check the files")
     unknown = unknown_classes(labels, ids)
     classes = [name for name in labels.classes if name not in unknown] if unknown else None
-    return evaluate_detections(labels.coco, results, image_ids, classes, detector.has_masks), results
+    scores = evaluate_detections(labels.coco, results, image_ids, classes, detector.has_masks)
+    if is_voc(labels.file):
+        categories = [entry for entry in labels.coco["categories"] if classes is None or entry["name"] in classes]
+        scores["voc"] = voc_scores({**labels.coco, "categories": categories}, results, image_ids)
+    return scores, results
 
 
 def unknown_classes(labels: Labels, category_ids: Sequence[int]) -> list[str]:

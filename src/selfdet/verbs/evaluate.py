@@ -9,7 +9,7 @@ from typing import Any, Literal
 from selfdet.data.images import Quarantine
 from selfdet.data.labels import load_labels
 from selfdet.errors import UserError
-from selfdet.evaluation.detection import detection_table
+from selfdet.evaluation.detection import detection_table, percent
 from selfdet.evaluation.inference import score, unknown_classes
 from selfdet.interchange.starts import load_detector, match_categories
 from selfdet.training.log import Reporter
@@ -32,7 +32,8 @@ def evaluate(
 
     Args:
         init: run directory or detector file made by finetune.
-        data: labels, COCO JSON.
+        data: labels: COCO JSON, or a Pascal VOC folder or list (ImageSets/Main/NAME.txt), for which VOC's own AP is
+            measured too.
         images: folder of the label file's images; beside the label file if not given.
         out: file for the detections as COCO results JSON; none is written if not given.
         image_size: long side of the images, pixels; the run's own if not given.
@@ -70,6 +71,9 @@ def evaluate(
     if unknown := unknown_classes(labels, category_ids):
         reporter.line(f"not evaluated, as the detector does not know them: {', '.join(unknown)}")
     reporter.line(detection_table(scores, title=f"{init} on {data}"))
+    if "voc" in scores:
+        ap07, ap10 = (percent(scores["voc"][kind]) for kind in ("AP07", "AP10"))
+        reporter.line(f"Pascal VOC's AP at IoU 0.5: {ap07} % by 11 points (VOC07), {ap10} % by area (VOC10+)")
     if detector.has_masks and "mask" not in scores:
         reporter.line("the detector's masks are not evaluated, as no object in the label file has a segmentation")
     if target is not None:

@@ -34,7 +34,6 @@ from selfdet.verbs.finetune_choices import (
     advice,
     batch_norm_policy,
     evaluation_interval,
-    file_hash,
     labelled_subset,
 )
 from selfdet.verbs.held_out import HeldOut, left_out, without_masks
@@ -87,7 +86,7 @@ def finetune(
 
     Args:
         init: scratch, a run directory, a weights file or library:NAME.
-        data: labels, COCO JSON.
+        data: labels: COCO JSON, or a Pascal VOC folder or list (ImageSets/Main/NAME.txt).
         out: run directory to make; refused when not empty, unless resuming.
         images: folder of the label file's images; beside the label file if not given.
         val_data: labels to evaluate on during training; OUT/best.pt keeps the best by AP of boxes, and may be named as
@@ -184,10 +183,10 @@ def finetune(
         "verb": "finetune",
         "init": init,
         "data": str(data),
-        "data_hash": file_hash(labels.file),
+        "data_hash": labels.hash,
         "images": images,
         "val_data": val_data,
-        "val_data_hash": None if held_out is None else file_hash(held_out.labels.file),
+        "val_data_hash": None if held_out is None else held_out.labels.hash,
         "fraction": asdict(subset) | {"image_ids": len(subset.image_ids)},
         "detector": note["detector"],
         "backbone": note["backbone"],

@@ -27,7 +27,7 @@ from selfdet.evaluation.inference import detect
 from selfdet.interchange.starts import load_detector, match_categories
 from selfdet.training.log import Reporter
 from selfdet.training.runtime import Runtime, start_runtime
-from selfdet.verbs.finetune_choices import PartScales, file_hash, labelled_subset
+from selfdet.verbs.finetune_choices import PartScales, labelled_subset
 
 SHOWN = 6  # images that a detector is tried on
 OURS = b'<meta name="generator" content="selfdet">'
@@ -176,7 +176,7 @@ def _tried_on(config: Mapping[str, Any]) -> tuple[str, Labels, list[ImageRecord]
 
 def _as_it_was(config: Mapping[str, Any], name: str) -> Labels:
     labels = load_labels(config[name], config["images"])
-    if file_hash(labels.file) != config[f"{name}_hash"]:
+    if labels.hash != config[f"{name}_hash"]:
         raise UserError(f"{labels.file} has changed since")
     return labels
 
