@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from selfdet.data.sample import Sample
     from selfdet.errors import UserError
     from selfdet.models.backbones import build_backbone
+    from selfdet.verbs.compare import compare
     from selfdet.verbs.demo import demo
     from selfdet.verbs.evaluate import evaluate
     from selfdet.verbs.export import export
@@ -30,6 +31,7 @@ __all__ = [
     "UserError",
     "__version__",
     "build_backbone",
+    "compare",
     "demo",
     "evaluate",
     "export",

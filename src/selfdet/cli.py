@@ -31,6 +31,7 @@ VERBS: dict[str, str] = {
     "proposals": "Find boxes that may hold objects, without labels.",
     "pretrain": "Pre-train from unlabelled images.",
     "finetune": "Train a detector on labelled images, from scratch or from a pre-trained start.",
+    "compare": "Measure which start is best, with how many labels, and how sure that is.",
     "evaluate": "Measure a detector's COCO AP on labelled images.",
     "predict": "Find objects in images: COCO results and pictures with boxes.",
     "export": "Write a detector or backbone for use without selfdet.",
