@@ -1,4 +1,4 @@
-"""Labels, COCO's or Pascal VOC's, checked when loaded: one `ImageRecord` an image, and `Sample`s read from them."""
+"""Labels of COCO, Pascal VOC or YOLO, checked when loaded: one `ImageRecord` an image, and `Sample`s read from them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from selfdet.data.images import list_images, read_image
 from selfdet.data.masks import decode_mask, has_segmentation, segmentation_rle
 from selfdet.data.sample import Sample, boxes_xyxy
 from selfdet.data.voc import is_voc, read_voc
+from selfdet.data.yolo import is_yolo, read_yolo
 from selfdet.errors import UserError
 
 
@@ -81,17 +82,18 @@ class Labels:
 def load_labels(file: str | Path, images: str | Path | None = None) -> Labels:
     """Load and check labels whose images are in the folder `images` (or a list or glob of them).
 
-    `file` is COCO JSON, or of Pascal VOC a data set's folder or a list in its `ImageSets/Main`. Without `images` they
-    are looked for in the JSON's own folder, then in `images/` beside it; of VOC in `JPEGImages`. Images without boxes
-    are kept; boxes are clipped to the image.
+    `file` is COCO JSON; of Pascal VOC a data set's folder or a list in its `ImageSets/Main`; of YOLO a `data.yaml`,
+    with `:val` or another split behind it. Without `images` they are looked for in the JSON's own folder, then in
+    `images/` beside it; of VOC in `JPEGImages`; of YOLO where the file says. Images without boxes are kept; boxes are
+    clipped to the image.
 
     Raises: UserError for a file that is missing, not JSON or not COCO, repeated ids, images that are absent or whose
         name leaves the folder, and annotations of an unknown image or category.
     """
     path = Path(file).expanduser()
     files = [path]
-    if is_voc(path):
-        coco, folder, files = read_voc(path)
+    if is_voc(path) or is_yolo(path):
+        coco, folder, files = (read_voc if is_voc(path) else read_yolo)(path)
         images = folder if images is None else images
     else:
         coco = read_coco(path, ("images", "annotations", "categories"))

@@ -32,8 +32,8 @@ def evaluate(
 
     Args:
         init: run directory or detector file made by finetune.
-        data: labels: COCO JSON, or a Pascal VOC folder or list (ImageSets/Main/NAME.txt), for which VOC's own AP is
-            measured too.
+        data: labels: COCO JSON; a Pascal VOC folder or list (ImageSets/Main/NAME.txt), for which VOC's own AP is
+            measured too; YOLO's data.yaml with its split, data.yaml:val.
         images: folder of the label file's images; beside the label file if not given.
         out: file for the detections as COCO results JSON; none is written if not given.
         image_size: long side of the images, pixels; the run's own if not given.

@@ -86,7 +86,7 @@ def finetune(
 
     Args:
         init: scratch, a run directory, a weights file or library:NAME.
-        data: labels: COCO JSON, or a Pascal VOC folder or list (ImageSets/Main/NAME.txt).
+        data: labels: COCO JSON, a Pascal VOC folder or list (ImageSets/Main/NAME.txt), or YOLO's data.yaml:train.
         out: run directory to make; refused when not empty, unless resuming.
         images: folder of the label file's images; beside the label file if not given.
         val_data: labels to evaluate on during training; OUT/best.pt keeps the best by AP of boxes, and may be named as

@@ -68,7 +68,7 @@ def proposals(
         out: COCO JSON to write, with one class `object`.
         boxes: file of boxes to filter, COCO JSON or a list of COCO results, in place of a search.
         init: run directory or detector file whose detections are filtered in place of a search, as boxes of no class.
-        data: labels, COCO JSON or Pascal VOC, to measure recall by; none is measured if not given.
+        data: labels, of COCO, Pascal VOC or YOLO, to measure recall by; none is measured if not given.
         side: long side in pixels that images are shrunk to for the search; boxes are in the original's pixels.
         scales: of the segmentation (k), each used in two colour spaces; larger ones give larger first regions.
         min_side: both sides of a box have at least this share of the image's long side.
