@@ -23,7 +23,6 @@ from selfdet.verbs.compare_plan import plan_cells, plan_lines, time_line, tuning
 from selfdet.verbs.compare_starts import agree, check_designs, name_starts
 from selfdet.verbs.compare_work import Worker
 from selfdet.verbs.finetune import BATCH
-from selfdet.verbs.finetune_choices import file_hash
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 1.0)
 
@@ -72,8 +71,8 @@ def compare(
     Args:
         init: a start, repeated: scratch, a run directory, a weights file (also torchvision's of a whole detector) or
             library:NAME; the others are compared with the first.
-        data: labels to train on, COCO JSON.
-        val_data: labels to evaluate on, once a cell, COCO JSON; none of its images may be in `data`.
+        data: labels to train on, COCO JSON, Pascal VOC or YOLO, as in finetune.
+        val_data: labels to evaluate on, once a cell, of any of these; none of its images may be in `data`.
         out: folder to make; refused when not empty, unless resuming.
         images: folder of the label files' images; beside each label file if not given.
         detector: detector of all cells; that of the starts, or else fcos, if not given.
@@ -177,8 +176,8 @@ def compare(
         "val_data": val_data,
         "images": images,
         "files": {
-            str(labels.file): file_hash(labels.file),
-            str(val.file): file_hash(val.file),
+            str(labels.file): labels.hash,
+            str(val.file): val.hash,
             f"the images of {labels.file}": images_hash(labels.records),
             f"the images of {val.file}": images_hash(val.records),
             **dict(pair for each in starts for pair in each.hashes()),
