@@ -15,7 +15,13 @@ from selfdet.cli import VERBS, main
 from selfdet.data.synthetic import make_scenes
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/tutorial.md", "docs/how-to-pretrain.md", "docs/how-to-proposals.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/tutorial.md",
+    "docs/how-to-pretrain.md",
+    "docs/how-to-proposals.md",
+    "docs/how-to-compare.md",
+)
 # What makes a command small; it replaces the same flags in the text.
 SMALL = {
     "pretrain": {
@@ -30,6 +36,16 @@ SMALL = {
         "--steps": "2",
         "--image-size": "64",
         "--fraction": "0.5",
+        "--fpn-channels": "64",
+        "--head-convs": "1",
+    },
+    "compare": {
+        "--steps": "2",
+        "--image-size": "64",
+        "--fractions": "0.5",
+        "--seeds": "1",
+        "--lr": "0.01",
+        "--curve-points": "0",
         "--fpn-channels": "64",
         "--head-convs": "1",
     },

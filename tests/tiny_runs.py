@@ -28,6 +28,22 @@ FINETUNE: dict[str, Any] = {
     **WIDTHS,
     "steps": 5,
 }
+COMPARE: dict[str, Any] = {
+    "backbone": BACKBONE,
+    **WIDTHS,
+    "image_size": 96,
+    "batch_size": 4,
+    "steps": 2,
+    "fractions": [0.4],
+    "seeds": 2,
+    "lr_grid": [1.0, 0.5],
+    "tune_fraction": 0.3,
+    "curve_points": 1,
+    "outside_images": 4,
+    "workers": 0,
+    "threads": 1,
+    "precision": "fp32",
+}
 
 
 def tiny_pretrain(scenes: Path, out: Path, **changes: Any) -> dict[str, Any]:

@@ -20,24 +20,7 @@ from selfdet.training.defaults import detector_lr
 from selfdet.verbs.compare import compare
 from selfdet.verbs.compare_cells import best_multiple, command
 from selfdet.verbs.evaluate import evaluate
-from tiny_runs import BACKBONE, WIDTHS, flags
-
-SETTINGS: dict[str, Any] = {
-    "backbone": BACKBONE,
-    **WIDTHS,
-    "image_size": 96,
-    "batch_size": 4,
-    "steps": 2,
-    "fractions": [0.4],
-    "seeds": 2,
-    "lr_grid": [1.0, 0.5],
-    "tune_fraction": 0.3,
-    "curve_points": 1,
-    "outside_images": 4,
-    "workers": 0,
-    "threads": 1,
-    "precision": "fp32",
-}
+from tiny_runs import COMPARE, flags
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +43,7 @@ def given(scenes: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFacto
         "data": str(folder / "scenes" / "train.json"),
         "val_data": str(folder / "scenes" / "val.json"),
         "out": str(folder / "out"),
-        **SETTINGS,
+        **COMPARE,
     }
 
 
