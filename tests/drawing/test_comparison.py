@@ -14,6 +14,7 @@ from comparison_cells import STARTS, cell, realistic
 from selfdet.drawing.comparison import write_comparison
 from selfdet.drawing.comparison_answer import start_names
 from selfdet.drawing.comparison_figures import _ticks
+from selfdet.drawing.comparison_files import results
 from selfdet.evaluation.comparison import Comparison
 
 EVIL = '<script>alert("x")</script>'
@@ -26,27 +27,37 @@ def page(out: Path, comparison: Comparison) -> str:
     return " ".join(html.unescape(text).replace("\u2060", "").split())
 
 
-def test_the_answer_stands_before_everything_else(tmp_path: Path) -> None:
-    text = page(tmp_path, realistic())
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Comparison]:
+    """A finished comparison of three starts with masks: its folder, the page's text, and itself."""
+    out, comparison = tmp_path_factory.mktemp("comparison"), realistic(mask=True)
+    return out, page(out, comparison), comparison
+
+
+Usual = tuple[Path, str, Comparison]
+
+
+def test_the_answer_stands_before_everything_else(usual: Usual) -> None:
+    _, text, _ = usual
     assert text.index("100 labelled images ImageNet + AlignDet") < text.index("How much better than scratch")
     assert "10 images not measured; with 20 images, the fewest: ImageNet + AlignDet a guess; there clear" in text
     assert "100 images ImageNet + AlignDet clear, both with 20 images and with 204 images" in text
     assert "With 20 images: ImageNet + AlignDet. Clear: ImageNet + AlignDet is better than every other start" in text
 
 
-def test_the_page_says_what_labels_are_worth_and_how_fast_a_start_learns(tmp_path: Path) -> None:
-    text = page(tmp_path, realistic())
+def test_the_page_says_what_labels_are_worth_and_how_fast_a_start_learns(usual: Usual) -> None:
+    _, text, _ = usual
     assert re.search(r"20 images with ImageNet \+ AlignDet equal about \d+ with scratch \(95 %: from about", text)
     assert "2,045 images with ImageNet + AlignDet equal more than 2,045 with scratch that were measured." in text
     assert "AP to reach" in text
     assert "By class" in text
 
 
-@pytest.mark.parametrize("seeds", [1, 2, 3, 4])
+@pytest.mark.parametrize("seeds", [1, 4])
 def test_under_five_seeds_nothing_is_called_real_or_significant(tmp_path: Path, seeds: int) -> None:
-    text = page(tmp_path, realistic(seeds=seeds, amounts=(0.01, 0.1), classes=("person",)))
+    text = page(tmp_path, realistic(seeds=seeds, amounts=(0.1,), classes=("person",)))
     assert not re.search(r"\b(real|really|significant\w*|clear)\b", text, re.IGNORECASE)
-    assert ("Range" in text) == (seeds > 0)
+    assert "Range" in text
     assert "By class" not in text
 
 
@@ -72,12 +83,17 @@ def test_scores_of_none_do_not_break_the_page(tmp_path: Path) -> None:
     page(tmp_path, Comparison(STARTS, [cell("scratch", 0, None)], 6, {}, {}))
 
 
-def test_masks_have_verdicts_and_bars_of_their_own(tmp_path: Path) -> None:
-    text = page(tmp_path, realistic(seeds=2, amounts=(), shots=(5, 10), mask=True, classes=("person",)))
+def test_masks_have_verdicts_and_bars_of_their_own(usual: Usual) -> None:
+    out, text, _ = usual
     assert "AP of masks against scratch" in text
     assert "What was measured, by AP of masks" in text
+    assert (out / "pictures" / "ap_masks.png").is_file()
+
+
+def test_shots_are_named_with_the_images_that_they_are(tmp_path: Path) -> None:
+    text = page(tmp_path, realistic(seeds=2, amounts=(), shots=(5, 10), classes=("person",)))
     assert "5 of each class (about 16 images)" in text
-    assert (tmp_path / "pictures" / "ap_masks.png").is_file()
+    assert (tmp_path / "pictures" / "ap_by_labels_shots.png").is_file()
 
 
 def test_the_learning_rates_are_told_with_the_reason(tmp_path: Path) -> None:
@@ -104,37 +120,37 @@ def test_long_words_of_a_start_give_way_to_its_short_name(tmp_path: Path) -> Non
     assert long["pre"] in page(tmp_path, Comparison(long, [], 0, {}, {}))
 
 
-def test_the_csv_has_a_line_for_every_cell_and_a_column_for_every_class(tmp_path: Path) -> None:
-    comparison = realistic(seeds=2, amounts=(0.01,), mask=True)
-    write_comparison(tmp_path, comparison)
-    with (tmp_path / "results.csv").open() as file:
+def test_the_csv_has_a_line_for_every_cell_and_a_column_for_every_class(usual: Usual) -> None:
+    out, _, comparison = usual
+    with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(comparison.cells)
     tuned = next(row for row in rows if row["kind"] == "finetune")
-    assert float(tuned["AP"]) == comparison.finetuned[0]["AP"]
-    assert float(tuned["AP of dog"]) == comparison.finetuned[0]["per_class"]["dog"]
-    assert float(tuned["mask_AP"]) == comparison.finetuned[0]["mask"]["AP"]
+    first = comparison.finetuned[0]
+    assert float(tuned["AP"]) == first["AP"]
+    assert float(tuned["AP of dog"]) == first["per_class"]["dog"]
+    assert float(tuned["mask_AP"]) == first["mask"]["AP"]
     assert tuned["APs"] == ""
 
 
-def test_the_json_holds_every_figure_of_the_page_and_what_is_returned(tmp_path: Path) -> None:
-    comparison = realistic(seeds=5)
-    found = write_comparison(tmp_path, comparison)
-    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(found))
+def test_the_json_holds_every_figure_of_the_page(usual: Usual) -> None:
+    out, _, comparison = usual
+    found = json.loads((out / "results.json").read_text())
+    assert found == json.loads(json.dumps(results(comparison, start_names(comparison))))
     assert [each["asked"] for each in found["answers"]] == [10, 100, 1000]
     assert found["answers"][1]["use"] == ["aligndet"]
     assert found["answers"][0]["nearest"] == 20
-    assert len(found["differences"]) == 3 * 2
+    assert len(found["differences"]) == 3 * 2 * 2
     assert found["differences"][0]["bounds"] == "95 %"
-    assert found["worth"][-1]["equal"] is None
-    assert found["worth"][-1]["words"] == "more than 2,045"
+    assert (found["worth"][-1]["equal"], found["worth"][-1]["words"]) == (None, "more than 2,045")
     assert len(found["cells"]) == len(comparison.cells)
 
 
-def test_the_same_cells_give_the_same_files(tmp_path: Path) -> None:
-    comparison = realistic(seeds=1, amounts=(0.01, 0.1), classes=("person",))
-    before = [write_comparison(tmp_path, comparison) and (tmp_path / "report.html").read_bytes() for _ in range(2)]
-    assert before[0] == before[1]
+def test_the_same_cells_leave_the_page_as_it_is(usual: Usual) -> None:
+    out, _, comparison = usual
+    before = (out / "report.html").stat()
+    write_comparison(out, comparison)
+    assert (out / "report.html").stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_numbers_of_images_that_lie_close_have_one_tick_between_them() -> None:

@@ -134,5 +134,5 @@ def _meaning(comparison: Comparison) -> Iterator[str]:
             "seeds in 1 of 2 cases by chance alone, in all of 3 seeds in 1 of 4, in all of 4 in 1 of 8."
         )
     if len(comparison.starts) > 3:
-        wider = " So the bounds above are wider than those below: the start that is truly best is among those to use with 95 %."
+        wider = " So the bounds above are wider than those below: the truly best start is among those to use with 95 %."
         yield f"The best of many starts is in part the luckiest.{wider if len(seeds) >= ENOUGH else ''}"
