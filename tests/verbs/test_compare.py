@@ -17,8 +17,9 @@ from selfdet.data.labels import load_labels
 from selfdet.data.subset import fraction_subset
 from selfdet.errors import UserError
 from selfdet.training.defaults import detector_lr
+from selfdet.training.rundir import RunDir
 from selfdet.verbs.compare import compare
-from selfdet.verbs.compare_cells import best_multiple, command
+from selfdet.verbs.compare_cells import best_multiple, command, training_seconds
 from selfdet.verbs.evaluate import evaluate
 from tiny_runs import COMPARE, flags
 
@@ -205,3 +206,10 @@ def test_the_best_rate_has_the_highest_ap_and_is_the_usual_one_if_none_found_any
 def test_a_command_says_what_was_told() -> None:
     told = {"init": "a b", "keep_box_outputs": True, "resume": False, "val_data": None, "scale_jitter": (0.8, 1.0)}
     assert command("finetune", told) == "selfdet finetune --init 'a b' --keep-box-outputs --scale-jitter 0.8 1.0"
+
+
+def test_the_time_of_a_cell_counts_all_sittings(tmp_path: Path) -> None:
+    rows = [{"step": step, "seconds": seconds} for step, seconds in ((2, 1.0), (4, 3.0), (6, 0.5), (8, 2.0))]
+    (tmp_path / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 10, "sec')
+    assert training_seconds(RunDir(tmp_path)) == 5.0
+    assert training_seconds(RunDir(tmp_path / "none")) == 0.0

@@ -154,20 +154,21 @@ def run_cell(bench: Bench, cell: Cell, lr: float, minutes: float) -> dict[str, A
     cell.start.write()
     told = bench.told(cell, lr)
     folder = bench.folder(cell)
+    begun = time.monotonic() - training_seconds(RunDir(folder))  # of earlier sittings
     with in_its_own_log():
         try:
             answer = finetune(**told, devices="1", workers=bench.workers, max_time=minutes, resume=True)
         except UserError as error:
             if cell.kind != "rate" or "not finite" not in error.message:
                 raise UserError(f"cell {cell.name}: {error.message}", error.hint) from None
-            return _result(bench, cell, told, {"AP": None, "diverged": error.message}, 0.0)
+            return _result(bench, cell, told, {"AP": None, "diverged": error.message}, time.monotonic() - begun)
         if not answer["finished"]:
             return None
-        begun = time.monotonic()
         asked: dict[str, Any] = {"data": bench.val_data, "images": bench.val_images}
         if cell.kind == "rate":
             asked = {"data": bench.file(cell.labels, "outside"), "images": bench.images}
-        scores = evaluate(init=str(folder), **asked, precision=bench.precision, threads=bench.threads)
+        asked |= {"precision": bench.precision, "threads": bench.threads}
+        scores = evaluate(init=str(folder), **asked)
     return _result(bench, cell, told, scores, time.monotonic() - begun)
 
 
@@ -196,7 +197,7 @@ def command(verb: str, told: Mapping[str, Any]) -> str:
 
 
 def _result(
-    bench: Bench, cell: Cell, told: Mapping[str, Any], scores: Mapping[str, Any], evaluating: float
+    bench: Bench, cell: Cell, told: Mapping[str, Any], scores: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
     labels, amount, run = cell.labels, cell.labels.amount, RunDir(bench.folder(cell))
     size = {"shots": amount.shots} if amount.fraction is None else {"fraction": amount.fraction}
@@ -221,25 +222,27 @@ def _result(
         "curve": [[row["step"], row["AP"]] for row in rows if "AP" in row],
         "outside": len(labels.outside),
         **{key: scores[key] for key in kept if key in scores},
-        "seconds": round(_training_seconds(run) + evaluating, 2),
+        "seconds": round(seconds, 2),
         "command": command("finetune", told),
         "version": __version__,
     }
 
 
-def _training_seconds(run: RunDir) -> float:
-    """Over all sittings: each counts from its own beginning."""
+def training_seconds(run: RunDir) -> float:
+    """Spent on a run so far, over all sittings: each counts from its own beginning."""
     total = last = 0.0
-    for seconds in _seconds(run.timing_file):
+    for seconds in _clock(run.timing_file):
         total += seconds - last if seconds >= last else seconds
         last = seconds
     return total
 
 
-def _seconds(file: Path) -> Iterator[float]:
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
+def _clock(file: Path) -> Iterator[float]:
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
             yield float(json.loads(line)["seconds"])
+        except json.JSONDecodeError:  # the last line, cut off by a kill
+            return
 
 
 @contextmanager
