@@ -93,7 +93,7 @@ def realistic(
         gain, best = GAINS[known] + 0.01 * max(0, place - 2), RATES[known]
         cells += [rate(name, best * times, 0.1 - 0.03 * abs(times - 1)) for times in (0.5, 1.0, 2.0)]
         for value in amounts or shots:
-            level = LEVEL[value] if amounts else 0.03 + 0.01 * value
+            level = LEVEL[value] if amounts else 0.03 + 0.05 * value**0.3
             for seed in range(seeds):
                 ap = level + gain * (1.1 - level * 3) + chance.gauss(0.0, noise) + 0.01 * (seed % 3)
                 if (name, value, seed) in missing:

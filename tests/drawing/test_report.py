@@ -221,3 +221,11 @@ def test_no_width_of_window_makes_the_page_scroll_sideways(tmp_path: Path, width
     found = re.search(r"inner width (\d+)", shown)
     assert found
     assert int(found[1]) <= width
+
+
+def test_a_sentence_that_begins_with_a_number_is_no_figure_and_may_break(tmp_path: Path) -> None:
+    sentence = "+5.7 AP with 20 images, range +4.5…+6.8, n = 2"
+    table = Table(["figure", "words"], [["+5.7 (+4.5…+6.8)", sentence]])
+    html = write_report(tmp_path / "r.html", title="t", sections=[Section("s", [table])]).read_text()
+    assert '<td class="figure">+5.7 (+4.5…+6.8)</td>' in html
+    assert f"<td>{sentence}</td>" in html

@@ -115,10 +115,15 @@ def _labels(comparison: Comparison, names: Mapping[str, str], pictures: Path) ->
 def _worth(each: Equivalent, names: Mapping[str, str]) -> str:
     """Your 100 labels with this start equal about 160 without."""
     first = next(iter(names.values()))
-    text = f"{each.amount.words} with {names[each.start]} equal {each.words(each.labels)} with {first}"
+    text = f"{each.amount.words} with {names[each.start]} equal"
+    text = f"{text[0].upper()}{text[1:]}"
+    if not each.inside:
+        return (
+            f"{text} {'more' if each.labels else 'fewer'} with {first} than were measured ({each.words(each.labels)})."
+        )
     kind = "95 %" if each.difference.is_interval else "range"
     bounds = f"{kind}: from {each.words(each.low)} to {each.words(each.high)}, n = {each.difference.n}"
-    return unbroken(f"{text[0].upper()}{text[1:]}" + (f" ({bounds})." if each.inside else " that were measured."))
+    return unbroken(f"{text} {each.words(each.labels)} with {first} ({bounds}).")
 
 
 def _ahead(comparison: Comparison) -> str | None:

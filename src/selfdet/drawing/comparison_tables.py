@@ -42,8 +42,9 @@ def worth_rows(worth: Sequence[Equivalent], names: Names) -> Rows:
     """What each amount is worth in labels of the first start, with bounds; no bounds of one seed."""
     rows: Rows = []
     for each in worth:
-        bounds: list[Cell] = [None, None] if each.difference.n == 1 else [each.words(each.low), each.words(each.high)]
-        rows.append([each.amount.words, names[each.start], each.words(each.labels), *bounds, each.difference.n])
+        equal, low, high = (each.words(value).replace(" ", "\u00a0") for value in (each.labels, each.low, each.high))
+        bounds: list[Cell] = [None, None] if each.difference.n == 1 else [low, high]
+        rows.append([each.amount.words, names[each.start], equal, *bounds, each.difference.n])
     return rows
 
 

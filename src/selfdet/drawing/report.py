@@ -22,6 +22,7 @@ from selfdet.training.rundir import write_text
 Cell = str | int | float | None
 
 UNBROKEN = 18  # letters of a word that stay together in a table on a phone
+FIGURE = 30  # letters of a cell from which it is a sentence, even if it begins with a number
 _NUMBER = re.compile(r"[+−-]?\d")
 
 
@@ -169,13 +170,17 @@ def _table(table: Table) -> dict[str, Any]:
         if len(row) != len(table.header):
             raise ValueError(f"a row of {len(row)} cells under a header of {len(table.header)}: {row}")
     columns = [_column([row[place] for row in table.rows]) for place in range(len(table.header))]
-    figures = [bool(column) and all(cell == "–" or _NUMBER.match(cell) for cell in column) for column in columns]
+    figures = [bool(column) and all(cell == "–" or _is_figure(cell) for cell in column) for column in columns]
     return {
         "kind": "table",
         "caption": table.caption,
         "header": list(zip(table.header, figures)),
         "rows": [[(cell, _kind(cell, figure)) for cell, figure in zip(row, figures)] for row in zip(*columns)],
     }
+
+
+def _is_figure(cell: str) -> bool:
+    return len(cell) < FIGURE and _NUMBER.match(cell) is not None
 
 
 def _kind(cell: str, figure: bool) -> str:
