@@ -47,7 +47,9 @@ def test_the_answer_stands_before_everything_else(usual: Usual) -> None:
 
 def test_the_page_says_what_labels_are_worth_and_how_fast_a_start_learns(usual: Usual) -> None:
     _, text, _ = usual
-    assert re.search(r"20 images with ImageNet \+ AlignDet equal about \d+ with scratch \(95 %: from about", text)
+    assert re.search(
+        r"20 images with ImageNet \+ AlignDet equal about \d+ images with scratch \(95 %: from about", text
+    )
     assert "2,045 images with ImageNet + AlignDet equal more with scratch than were measured (more than 2,045)." in text
     assert "AP to reach" in text
     assert "By class" in text

@@ -123,7 +123,7 @@ def _worth(each: Equivalent, names: Mapping[str, str]) -> str:
         )
     kind = "95 %" if each.difference.is_interval else "range"
     bounds = f"{kind}: from {each.words(each.low)} to {each.words(each.high)}, n = {each.difference.n}"
-    return unbroken(f"{text} {each.words(each.labels)} with {first} ({bounds}).")
+    return unbroken(f"{text} {each.words(each.labels)} images with {first} ({bounds}).")
 
 
 def _ahead(comparison: Comparison) -> str | None:
@@ -170,8 +170,8 @@ def _classes(comparison: Comparison, names: Mapping[str, str]) -> Iterator[Secti
     base = names[comparison.base]
     items: list[Item] = [
         Text(
-            "Of many classes some differ by chance: of 20 equal ones one in the mean is outside of its 95 %. A figure "
-            "with bounds on one side of 0 is marked ●."
+            "Of many classes some differ by chance alone, the more of them the fewer the seeds. A figure with bounds on one "
+            "side of 0 is marked ●."
         )
     ]
     for amount in amounts(comparison):
