@@ -170,8 +170,8 @@ def _classes(comparison: Comparison, names: Mapping[str, str]) -> Iterator[Secti
     base = names[comparison.base]
     items: list[Item] = [
         Text(
-            "Of many classes some differ by chance alone, the more of them the fewer the seeds. A figure with bounds on "
-            "one side of 0 is marked ●."
+            "Of many classes some differ by chance alone, the more of them the fewer the seeds. A figure with bounds "
+            "on one side of 0 is marked ●."
         )
     ]
     for amount in amounts(comparison):
