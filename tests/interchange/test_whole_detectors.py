@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from selfdet.detectors.zoo import DETECTORS
+from selfdet.errors import UserError
 from selfdet.interchange.starts import Start, build_detector, resolve_start
 from selfdet.interchange.whole_detectors import as_detector
 from selfdet.models.backbones import build_backbone
@@ -34,6 +35,12 @@ def test_the_names_tell_detector_and_widths(key: str, options: dict[str, Any], t
     assert {name for name, row in report.rows.items() if row.reused} >= {"backbone", "neck", "head"}
     name = next(name for name in start.state if "head" in name and name.endswith("weight") and "conv" in name)
     assert torch.equal(built.net.state_dict()[name], start.state[name])
+
+
+def test_the_second_version_of_an_rcnn_is_refused() -> None:
+    net = DETECTORS["faster_rcnn"](7, build_backbone("resnet18"), fpn_channels=64, neck_norm="bn", box_head="4conv1fc")
+    with pytest.raises(UserError, match="of torchvision's second version"):
+        as_detector(Start("backbone", "v2.pth", dict(net.net.state_dict())), "resnet18")
 
 
 def test_other_weights_are_what_they_were() -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from selfdet.errors import UserError
 from selfdet.interchange.starts import Start
 
 BODY, WIDTH = "backbone.body.", "backbone.fpn.inner_blocks.0.0.weight"
+# Nearly all of the rest would fit, and without these it finds nothing.
+SECOND_VERSION = {"backbone.fpn.inner_blocks.0.1.weight", "rpn.head.conv.1.0.weight"}
 TOWER = re.compile(r"head\.classification_head\.conv\..*weight")
 
 
@@ -18,10 +21,16 @@ def as_detector(start: Start, backbone: str) -> Start:
     """A state dict of torchvision's FCOS, RetinaNet, Faster or Mask R-CNN on a pyramid as a start that is a detector.
 
     `backbone`: the architecture of its backbone, which its names don't tell. Any other start is given back as it is.
+    Raises: UserError for a Faster or Mask R-CNN of torchvision's second version, whose layers ours would leave out.
     """
     kind = _kind(start.state) if start.kind == "backbone" and not start.note else None
     if kind is None:
         return start
+    if SECOND_VERSION & start.state.keys():
+        raise UserError(
+            f"{start.source} is a {kind} of torchvision's second version, with norms in its pyramid and a longer RPN",
+            "Use weights of the first version, or of the backbone alone",
+        )
     options: dict[str, Any] = {"fpn_channels": start.state[WIDTH].shape[0]}
     if kind.endswith("rcnn"):
         options["box_head"] = "2fc" if "roi_heads.box_head.fc6.weight" in start.state else "4conv1fc"
