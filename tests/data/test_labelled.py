@@ -122,6 +122,22 @@ def test_an_item_is_a_function_of_seed_epoch_and_index(records: list[ImageRecord
     assert any(other.load(0, epoch).size != expected[epoch].size for epoch in range(8))
 
 
+def test_an_image_is_decoded_once_and_the_same_item_comes_of_it(
+    records: list[ImageRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = LabelledDataset(records, image_size=40, seed=0, scale_jitter=(1.0, 1.0))
+    first = [kept.load(0, epoch) for epoch in range(6)]
+    Path(records[0].path).unlink()
+    again = [kept.load(0, epoch) for epoch in range(6)]
+    assert all(torch.equal(a.image, b.image) and torch.equal(a.boxes, b.boxes) for a, b in zip(first, again))
+    monkeypatch.setattr("selfdet.data.labelled.KEPT", 40 * 20 * 3 - 1)
+    full = LabelledDataset(records, image_size=40, seed=0)
+    full.load(1, 0)
+    Path(records[1].path).unlink()
+    with pytest.raises(UnreadableImage):
+        full.load(1, 0)
+
+
 def test_training_scales_lie_within_the_jitter_and_switches_change_only_what_they_name(
     records: list[ImageRecord],
 ) -> None:

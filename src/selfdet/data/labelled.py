@@ -22,6 +22,8 @@ from selfdet.errors import UserError
 
 # A smaller box covers no pixel to learn from.
 MINIMUM_SIDE = 1.0
+# Bytes of decoded images that a process keeps: few labels are seen again and again, and decoding is most of the work.
+KEPT = 2**29
 
 
 class LabelledDataset:
@@ -30,7 +32,8 @@ class LabelledDataset:
     In training the long side is `image_size` times a factor drawn evenly from `scale_jitter`, and half of the images
     are mirrored; otherwise the long side is `image_size`. The choices depend on (seed, epoch, index) alone. Boxes
     with a side under 1 px after that are dropped; an image may be left without any. Ids are positions in the record.
-    With masks, `unmasked` is the number of objects without a segmentation, whose masks are empty.
+    With masks, `unmasked` is the number of objects without a segmentation, whose masks are empty. What has been
+    decoded is kept, up to `KEPT` bytes in each process.
 
     Raises: UserError for a jitter that is none, and when masks are wanted and no object has one.
     """
@@ -62,13 +65,15 @@ class LabelledDataset:
         self.scale_jitter = scale_jitter
         self.with_masks = with_masks
         self.train = train
+        self._kept: dict[int, Sample] = {}
+        self._room = KEPT
 
     def __len__(self) -> int:
         return len(self.records)
 
     def load(self, index: int, epoch: int) -> Sample:
         """Item `index` as seen in `epoch`. Raises: UnreadableImage."""
-        sample = read_sample(self.records[index], self.with_masks)
+        sample = self._read(index)
         if not self.train:
             return resize_sample(sample, self.image_size)
         rng = sample_rng(self.seed, epoch, index)
@@ -76,6 +81,17 @@ class LabelledDataset:
         factor, side = rng.uniform(*self.scale_jitter), rng.random()
         sample = resize_sample(sample, max(1, round(self.image_size * factor)))
         return flip_sample(sample) if self.flip and side < 0.5 else sample
+
+    def _read(self, index: int) -> Sample:
+        """The sample as it is in its file. What is made of it is made anew: nothing changes it."""
+        if index in self._kept:
+            return self._kept[index]
+        sample = read_sample(self.records[index], self.with_masks)
+        size = sample.image.nbytes + (0 if sample.masks is None else sample.masks.nbytes)
+        if size <= self._room:
+            self._kept[index] = sample
+            self._room -= size
+        return sample
 
 
 def resize_sample(sample: Sample, long_side: int) -> Sample:
