@@ -58,5 +58,6 @@ def assert_same(net, detector, image, size):
     torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-6, rtol=0)
     assert torch.equal(found["labels"], expected["labels"])
     if "masks" in expected:
-        assert expected["masks"].flatten(1).any(1).float().mean() > 0.5
+        # Where the whole image is a few pixels, many a box has the middle of none.
+        assert expected["masks"].flatten(1).any(1).float().mean() > 0.25
         assert torch.equal(found["masks"][:, 0], expected["masks"])
