@@ -37,6 +37,19 @@ class Task:
     given: GivenBoxes | None = None
     timeout: float = 0.0
 
+    @property
+    def image_id(self) -> int:
+        """The image's."""
+        return self.image.image_id
+
+    def run(self) -> Found:
+        """`find_boxes`."""
+        return find_boxes(self)
+
+    def crashed(self, reason: str) -> Found:
+        """The answer if the process ended without one."""
+        return Found(self.image_id, fault="crashed", reason=reason)
+
 
 @dataclass(frozen=True)
 class Found:

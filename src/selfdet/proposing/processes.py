@@ -9,14 +9,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from multiprocessing import TimeoutError as NoAnswer
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from joblib.parallel import get_active_backend
 
 from selfdet.errors import UserError
-from selfdet.proposing.finding import Found, Task, find_boxes
 
 # Starting a process takes as long as so many images.
 IMAGES_A_PROCESS = 24
@@ -28,12 +27,40 @@ CHUNK = 16
 PATIENCE, LEAST_PATIENCE = 5, 60.0
 
 
+class Answer(Protocol):
+    """What came of one image."""
+
+    @property
+    def image_id(self) -> int: ...
+
+
+A = TypeVar("A", bound=Answer, covariant=True)
+
+
+class Task(Protocol[A]):
+    """What is to be done with one image, as it is sent to a process; `timeout` seconds are its limit, 0 for none."""
+
+    @property
+    def image_id(self) -> int: ...
+
+    @property
+    def timeout(self) -> float: ...
+
+    def run(self) -> A:
+        """Do it; what goes wrong is part of the answer."""
+        ...
+
+    def crashed(self, reason: str) -> A:
+        """The answer if the process ended without one."""
+        ...
+
+
 def default_processes(images: int) -> int:
     """As many as there are cores, and no more than is worth the start."""
     return max(1, min(cpu_count(), images // IMAGES_A_PROCESS))
 
 
-def find_all(tasks: Sequence[Task], processes: int | None, stopped: Callable[[], bool]) -> Iterator[Found]:
+def find_all(tasks: Sequence[Task[A]], processes: int | None, stopped: Callable[[], bool]) -> Iterator[A]:
     """The answers to `tasks` in the order in which they are ready, until `stopped` says so.
 
     processes: how many; chosen if None. Where the caller has chosen another of joblib's backends
@@ -48,14 +75,14 @@ def find_all(tasks: Sequence[Task], processes: int | None, stopped: Callable[[],
         for task in tasks:
             if stopped():
                 return
-            yield find_boxes(task)
+            yield task.run()
         return
     limit = max((task.timeout for task in tasks), default=0)
     patience = None if local or not limit else max(LEAST_PATIENCE, PATIENCE * limit)
-    left = {task.image.image_id: task for task in tasks}
+    left = {task.image_id: task for task in tasks}
     silent = 0  # rounds, one after the other, without an answer
     while left and not stopped():
-        begun: list[Task] = []
+        begun: list[Task[A]] = []
         before = len(left)
         answers = _together if backend.supports_return_generator else _in_chunks
         try:
@@ -75,41 +102,41 @@ def find_all(tasks: Sequence[Task], processes: int | None, stopped: Callable[[],
                 ) from error
             # One of those under way ended its process: alone in one of this machine, each shows whether it was it.
             for task in begun:
-                if task.image.image_id in left and not stopped():
-                    del left[task.image.image_id]
+                if task.image_id in left and not stopped():
+                    del left[task.image_id]
                     yield _alone(task)
 
 
-def _together(tasks: Sequence[Task], begun: list[Task], processes: int, patience: float | None) -> Iterator[Found]:
+def _together(tasks: Sequence[Task[A]], begun: list[Task[A]], processes: int, patience: float | None) -> Iterator[A]:
     parallel = Parallel(processes, timeout=patience, return_as="generator_unordered", batch_size=1)
     yield from parallel(_calls(tasks, begun))
 
 
-def _in_chunks(tasks: Sequence[Task], begun: list[Task], processes: int, patience: float | None) -> Iterator[Found]:
+def _in_chunks(tasks: Sequence[Task[A]], begun: list[Task[A]], processes: int, patience: float | None) -> Iterator[A]:
     size = CHUNK * (processes if processes > 0 else cpu_count())
     for start in range(0, len(tasks), size):
         yield from Parallel(processes, timeout=patience)(_calls(tasks[start : start + size], begun))
 
 
-def _alone(task: Task) -> Found:
+def _alone(task: Task[A]) -> A:
     try:
-        found: Found = Parallel(2, backend="loky")(_calls([task], []))[0]
+        found: A = Parallel(2, backend="loky")(_calls([task], []))[0]
     except BrokenProcessPool:
-        return Found(task.image.image_id, fault="crashed", reason="its process ended without an answer")
+        return task.crashed("its process ended without an answer")
     return found
 
 
-def _calls(tasks: Iterable[Task], begun: list[Task]) -> Iterator[Any]:
+def _calls(tasks: Iterable[Task[A]], begun: list[Task[A]]) -> Iterator[Any]:
     """What joblib is to call, noting in `begun` what it has taken."""
     for task in tasks:
         begun.append(task)
         yield delayed(_in_process)(task, os.getpid())
 
 
-def _in_process(task: Task, main: int) -> Found:
+def _in_process(task: Task[A], main: int) -> A:
     if os.getpid() != main:
         _settle_in()
-    return find_boxes(task)
+    return task.run()
 
 
 @cache
