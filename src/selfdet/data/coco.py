@@ -59,22 +59,26 @@ def require_unique_ids(coco: dict[str, Any], key: str, file: str | Path) -> None
         )
 
 
-def image_files(coco: dict[str, Any], file: str | Path, root: Path | None = None) -> list[Path]:
+def image_files(
+    coco: dict[str, Any], file: str | Path, root: Path | None = None, absent_too: bool = False
+) -> list[Path]:
     """The files of `coco["images"]` in order, under `root` or else the JSON's own folder or `images/` beside it.
 
-    Raises: UserError when a name leaves that folder or is absent from it.
+    Raises: UserError when a name leaves that folder or, unless `absent_too`, is absent from it.
     """
     names = file_names(coco, file)
     folder = Path(file).expanduser().parent
-    best: tuple[Path, list[Path]] | None = None
+    best: tuple[Path, list[Path], list[Path]] | None = None
     for candidate in [root] if root is not None else [folder, folder / "images"]:
         paths = [_inside(candidate, name, file) for name in names]
         missing = missing_files(paths)
         if not missing:
             return paths
         if best is None or len(missing) < len(best[1]):
-            best = candidate, missing
+            best = candidate, missing, paths
     assert best is not None
+    if absent_too:
+        return best[2]
     raise absent(file, [os.path.relpath(path, best[0]) for path in best[1]], len(names), str(best[0]))
 
 

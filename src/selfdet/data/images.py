@@ -21,8 +21,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 # More is taken for a decompression bomb: PIL's own limit, 179 megapixels.
 MAX_PIXELS = 178_956_970
-_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
+ORIENTATION_TAG = 0x0112
+# Values of it that exchange width and height.
+SIDEWAYS = (5, 6, 7, 8)
 
 
 class UnreadableImage(OSError):
@@ -83,14 +84,14 @@ class Quarantine:
         )
 
 
-def list_images(images: str | Path) -> list[Path]:
+def list_images(images: str | Path, absent_too: bool = False) -> list[Path]:
     """The image files that `images` stands for, each once.
 
     A folder: searched with its subfolders, hidden names left out, sorted. A glob: sorted, `**` for any depth. A text
     list: one path a line, relative to the list's folder, lines beginning with # left out, in its order. A COCO JSON:
     `file_name`s relative to the JSON's folder or to an `images/` beside it, in its order. One image file: itself.
 
-    Raises: UserError when there is no such thing, no image in it, or a listed image is absent.
+    Raises: UserError when there is no such thing, no image in it, or a listed image is absent, unless `absent_too`.
     """
     text = os.path.expanduser(str(images))
     if os.path.isdir(text):
@@ -99,7 +100,7 @@ def list_images(images: str | Path) -> list[Path]:
             raise UserError(f"no image in the folder {text}", f"Images end in {_suffixes()}")
         return [Path(path) for path in paths]
     if os.path.isfile(text):
-        return _listed(Path(text))
+        return _listed(Path(text), absent_too)
     if glob.has_magic(text):
         found = sorted(name for name in glob.glob(text, recursive=True) if _is_image(name) and os.path.isfile(name))
         if not found:
@@ -122,7 +123,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tens
     with _decoding(path), Image.open(path) as file:
         _refuse_huge(path, file)
         file.load()
-        pixels = np.array(_as_rgb(_upright(file, size)))
+        pixels = np.array(as_rgb(_upright(file, size)))
     _require_size(path, (pixels.shape[1], pixels.shape[0]), size)
     # Kept in PIL's own order in memory (channels last), in which torchvision resizes bytes fastest.
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
@@ -136,7 +137,7 @@ def read_size(path: str | Path, size: tuple[int, int] | None = None) -> tuple[in
     with _decoding(path), Image.open(path) as file:
         _refuse_huge(path, file)
         found = (file.width, file.height)
-        found = found[::-1] if _orientation(file, size) in _SIDEWAYS else found
+        found = found[::-1] if orientation(file, size) in SIDEWAYS else found
     _require_size(path, found, size)
     return found
 
@@ -163,23 +164,24 @@ def _require_size(path: str | Path, found: tuple[int, int], told: tuple[int, int
         raise UnreadableImage(path, f"{found[0]}×{found[1]} pixels where its label file says {told[0]}×{told[1]}")
 
 
-def _orientation(picture: Image.Image, size: tuple[int, int] | None) -> int:
+def orientation(picture: Image.Image, size: tuple[int, int] | None) -> int:
     """The EXIF orientation to undo, 2…8, or 1 for none."""
     try:
-        orientation = picture.getexif().get(_ORIENTATION, 1)
+        told = picture.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF beside sound pixels: taken as absent
         return 1
-    turned = picture.size[::-1] if orientation in _SIDEWAYS else picture.size
+    turned = picture.size[::-1] if told in SIDEWAYS else picture.size
     if size is not None and picture.size == size and turned != size:
         return 1
-    return orientation if orientation in range(2, 9) else 1
+    return int(told) if told in range(2, 9) else 1
 
 
 def _upright(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    return picture if _orientation(picture, size) == 1 else ImageOps.exif_transpose(picture)
+    return picture if orientation(picture, size) == 1 else ImageOps.exif_transpose(picture)
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """The picture as 8-bit RGB, by the policy of `read_image`. Raises: ValueError for floating-point pixels."""
     if picture.mode == "RGB" and not picture.has_transparency_data:
         return picture
     if picture.mode == "F":
@@ -212,19 +214,19 @@ def _walk(folder: str, seen: frozenset[str] = frozenset()) -> Iterator[str]:
             yield from _walk(entry.path, seen | {real})
 
 
-def _listed(file: Path) -> list[Path]:
+def _listed(file: Path, absent_too: bool) -> list[Path]:
     if _is_image(file.name):
         return [file]
     if file.suffix.lower() == ".json":
-        paths = image_files(read_coco(file), file)
+        paths = image_files(read_coco(file), file, absent_too=absent_too)
     else:
-        paths = _text_list(file)
+        paths = _text_list(file, absent_too)
     if not paths:
         raise UserError(f"{file} lists no image", "Give a folder, a glob, a text list or a COCO JSON")
     return list(dict.fromkeys(paths))
 
 
-def _text_list(file: Path) -> list[Path]:
+def _text_list(file: Path, absent_too: bool) -> list[Path]:
     try:
         lines = file.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -239,7 +241,7 @@ def _text_list(file: Path) -> list[Path]:
         if path.suffix and not _is_image(path.name):
             raise UserError(f"{file}, line {number}: {line} is not an image", f"Images end in {_suffixes()}")
         paths.append(path)
-    missing = missing_files(paths)
+    missing = [] if absent_too else missing_files(paths)
     if missing:
         raise absent(file, [str(path) for path in missing], len(paths), "place")
     return paths

@@ -91,12 +91,7 @@ def load_labels(file: str | Path, images: str | Path | None = None) -> Labels:
         name leaves the folder, and annotations of an unknown image or category.
     """
     path = Path(file).expanduser()
-    files = [path]
-    if is_voc(path) or is_yolo(path):
-        coco, folder, files = (read_voc if is_voc(path) else read_yolo)(path)
-        images = folder if images is None else images
-    else:
-        coco = read_coco(path, ("images", "annotations", "categories"))
+    coco, paths, files = parse_labels(path, images)
     for key in ("images", "annotations", "categories"):
         require_unique_ids(coco, key, path)
     for key in ("images", "categories"):
@@ -108,9 +103,28 @@ def load_labels(file: str | Path, images: str | Path | None = None) -> Labels:
             raise UserError(f'label file {path} is not COCO: category {category["id"]} has no "name"')
     _check_annotations(coco, path)
     category_ids = [category["id"] for category in categories]
-    records, dropped = _records(coco, _paths(coco, path, images), category_ids)
+    records, dropped = _records(coco, paths, category_ids)
     classes = [category["name"] for category in categories]
     return Labels(path, classes, category_ids, records, coco, dropped, _hash(files))
+
+
+def parse_labels(
+    file: Path, images: str | Path | None = None, strict: bool = True
+) -> tuple[dict[str, Any], list[Path], list[Path]]:
+    """The labels of any format as parsed COCO JSON, the file of each image, and the files that were read.
+
+    What annotations say is not looked at yet. Where not `strict`, absent images are kept, and so is what VOC and YOLO
+    have of faulty objects.
+
+    Raises: UserError as `load_labels` for files that are not labels and images that are absent.
+    """
+    files = [file]
+    if is_voc(file) or is_yolo(file):
+        coco, folder, files = (read_voc if is_voc(file) else read_yolo)(file, strict)
+        images = folder if images is None else images
+    else:
+        coco = read_coco(file, ("images", "annotations", "categories"))
+    return coco, _paths(coco, file, images, strict), files
 
 
 def _hash(files: Iterable[Path]) -> str:
@@ -152,22 +166,22 @@ def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
 
 
-def _paths(coco: dict[str, Any], file: Path, images: str | Path | None) -> list[Path]:
+def _paths(coco: dict[str, Any], file: Path, images: str | Path | None, strict: bool) -> list[Path]:
     root = None if images is None else Path(images).expanduser()
     if root is None or root.is_dir():
-        return image_files(coco, file, root)
+        return image_files(coco, file, root, absent_too=not strict)
     # A list or a glob names the files themselves: each `file_name` must be the end of exactly one of them.
     named: dict[str, list[Path]] = defaultdict(list)
-    for path in list_images(root):
+    for path in list_images(root, not strict):
         named[path.name].append(path)
     paths, missing = [], []
     for name in file_names(coco, file):
         found = [path for path in named[Path(name).name] if path.as_posix().endswith(f"/{name}") or str(path) == name]
         if len(found) > 1:
             raise UserError(f"label file {file}: {name} is {len(found)} files of {root}", "Give a folder as --images")
-        paths += found
+        paths += found or [Path(name)]
         missing += [] if found else [name]
-    if missing:
+    if missing and strict:
         raise absent(file, missing, len(coco["images"]), str(root))
     return paths
 

@@ -18,7 +18,7 @@ def is_voc(path: Path) -> bool:
     return _annotations(path) is not None
 
 
-def read_voc(path: Path) -> tuple[dict[str, Any], Path, list[Path]]:
+def read_voc(path: Path, strict: bool = True) -> tuple[dict[str, Any], Path, list[Path]]:
     """The labels of a VOC data set, or of the split that a list in `ImageSets/Main` names, as parsed COCO JSON.
 
     Returns it with the folder of the images, `JPEGImages` beside `Annotations`, and the files that were read.
@@ -28,22 +28,25 @@ def read_voc(path: Path) -> tuple[dict[str, Any], Path, list[Path]]:
     Difficult objects become crowds: they train nothing, and finding them is neither right nor wrong.
 
     Raises: UserError for a split that names no image, an image without its XML, XML that can't be read or has a box
-        without four numbers.
+        without four numbers. Where not `strict`, for the first alone: images without labels then have no objects, such
+        a box has no numbers, and the class 0 is that of objects without a name.
     """
     folder = _annotations(path)
     assert folder is not None
     files = {file.stem: file for file in sorted(folder.glob("*.xml"))}
     wanted = list(files) if path.is_dir() else _names(path)
     absent = [name for name in wanted if name not in files]
-    if absent:
+    if absent and strict:
         raise UserError(f"{path} names {absent[0]}, and {folder} has no {absent[0]}.xml", "Correct the list")
+    wanted = [name for name in wanted if name in files]
     if not wanted:
         raise UserError(f"{path} names no image with labels", f"Labels are XML files in {folder}")
-    trees = {name: _tree(file) for name, file in files.items()}
-    objects = {name: list(_objects(tree, files[name])) for name, tree in trees.items()}
-    classes = sorted({kind for entries in objects.values() for kind, _, _ in entries})
+    trees = {name: _tree(file, strict) for name, file in files.items()}
+    objects = {name: list(_objects(tree, files[name], strict)) for name, tree in trees.items()}
+    classes = sorted({kind for entries in objects.values() for kind, _, _ in entries if kind})
     if not classes:
         raise UserError(f"no object is labelled in {folder}", "Labels need at least one class")
+    kinds = {"": 0, **{kind: number for number, kind in enumerate(classes, start=1)}}
     numbers = {name: number for number, name in enumerate(files, start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -51,7 +54,7 @@ def read_voc(path: Path) -> tuple[dict[str, Any], Path, list[Path]]:
         tree = trees[name]
         images.append({"id": numbers[name], "file_name": _image_name(tree, name), **_size(tree)})
         for kind, box, difficult in objects[name]:
-            about = {"id": len(annotations) + 1, "image_id": numbers[name], "category_id": 1 + classes.index(kind)}
+            about = {"id": len(annotations) + 1, "image_id": numbers[name], "category_id": kinds[kind]}
             annotations.append({**about, "bbox": box, "area": box[2] * box[3], "iscrowd": int(difficult)})
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
     coco = {"images": images, "annotations": annotations, "categories": categories}
@@ -75,10 +78,12 @@ def _names(file: Path) -> list[str]:
     return list(dict.fromkeys(words[0] for words in lines if words and words[1:] != ["-1"]))
 
 
-def _tree(file: Path) -> ElementTree.Element:
+def _tree(file: Path, strict: bool) -> ElementTree.Element:
     try:
         return ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, UnicodeDecodeError) as error:
+        if not strict:
+            return ElementTree.Element("annotation")
         raise UserError(f"label file {file} is not XML: {error}", "Correct or remove it") from error
 
 
@@ -93,17 +98,17 @@ def _size(tree: ElementTree.Element) -> dict[str, int]:
     return {side: int(text) for side, text in sides.items() if text.isdigit()}
 
 
-def _objects(tree: ElementTree.Element, file: Path) -> Iterator[tuple[str, list[float], bool]]:
+def _objects(tree: ElementTree.Element, file: Path, strict: bool) -> Iterator[tuple[str, list[float], bool]]:
     """The class, box (x, y, width, height in pixels) and difficulty of each object."""
     for entry in tree.iter("object"):
         name = (entry.findtext("name") or "").strip()
-        if not name:
+        if not name and strict:
             raise UserError(f"label file {file} has an object without a name", "Correct the file")
         try:
             left, top, right, bottom = (float(entry.findtext(f"bndbox/{corner}") or "") for corner in CORNERS)
         except ValueError:
-            left = math.nan
-        if math.isnan(left):
+            left = top = right = bottom = math.nan
+        if math.isnan(left) and strict:
             raise UserError(
                 f"label file {file} has a {name} without four numbers in bndbox", f"Write {', '.join(CORNERS)}"
             )

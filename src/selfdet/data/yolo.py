@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ def is_yolo(path: Path) -> bool:
     return path.name.rpartition(":")[0].endswith((".yaml", ".yml")) or path.suffix in (".yaml", ".yml")
 
 
-def read_yolo(path: Path) -> tuple[dict[str, Any], Path, list[Path]]:
+def read_yolo(path: Path, strict: bool = True) -> tuple[dict[str, Any], Path, list[Path]]:
     """The labels of one split of a YOLO data set as parsed COCO JSON.
 
     Returns it with the folder of the images and the files that were read. An image's labels are in the text file of
@@ -28,14 +29,15 @@ def read_yolo(path: Path) -> tuple[dict[str, Any], Path, list[Path]]:
     are boxes (centre, width, height, as shares of the image), longer ones polygons. Image ids count the split's images.
 
     Raises: UserError for a file that is not YOLO's, a split that it has not got or that is left open, rows that are
-        not numbers or name a class that is not there.
+        not numbers or name a class that is not there. Where not `strict`, rows are kept as they are: what is no number
+        is NaN, and "where" tells file and line; so are images that are listed and absent.
     """
     file, split = _split(path)
     content = _content(file)
     names = _names(content, file)
     chosen = _chosen(content, split, file)
     root = (file.parent / str(content.get("path") or "")).expanduser()
-    images = sorted({image for each in chosen for image in list_images(_found(root, file, each))})
+    images = sorted({image for each in chosen for image in list_images(_found(root, file, each), not strict)})
     coco: dict[str, Any] = {"images": [], "annotations": []}
     coco["categories"] = [{"id": number, "name": name} for number, name in enumerate(names)]
     folder = Path(os.path.commonpath([image.parent for image in images]))
@@ -51,8 +53,9 @@ def read_yolo(path: Path) -> tuple[dict[str, Any], Path, list[Path]]:
             about["width"], about["height"] = width, height = read_size(image)
         except UnreadableImage:
             continue  # nothing can be said of its boxes; whoever reads it will say so
-        for kind, box, polygon in _objects(labels, len(names), width, height):
+        for line, kind, box, polygon in _objects(labels, len(names) if strict else 0, width, height):
             entry = {"id": len(coco["annotations"]) + 1, "image_id": number, "category_id": kind, "bbox": box}
+            entry |= {} if strict else {"where": f"{labels}, line {line}"}
             entry |= {"area": box[2] * box[3], "iscrowd": 0}
             coco["annotations"].append(entry | ({"segmentation": [polygon]} if polygon else {}))
     return coco, folder, files
@@ -113,8 +116,9 @@ def _labels_of(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _objects(file: Path, classes: int, width: int, height: int) -> Iterator[tuple[int, list[float], list[float]]]:
-    """The class, box (x, y, width, height in pixels) and polygon (x, y, x, y … in pixels, or nothing) of each row."""
+def _objects(file: Path, classes: int, width: int, height: int) -> Iterator[tuple[int, int, list[float], list[float]]]:
+    """The line, class, box (x, y, width, height in pixels) and polygon (x, y, x, y … in pixels, or nothing) of each
+    row; `classes` 0 takes rows as they are."""
     for line, row in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         if not row.strip():
             continue
@@ -122,18 +126,22 @@ def _objects(file: Path, classes: int, width: int, height: int) -> Iterator[tupl
             first, *numbers = (float(word) for word in row.split())
         except ValueError:
             first, numbers = -1.0, []
+        if not classes and (not first.is_integer() or len(numbers) < 4 or len(numbers) % 2):
+            word = row.split()[0]
+            yield line, int(word) if word.isdecimal() else -1, [math.nan] * 4, []
+            continue
         polygon = len(numbers) >= 6 and len(numbers) % 2 == 0
         if len(numbers) != 4 and not polygon:
             raise UserError(
                 f"label file {file}, line {line}: expected a class and four numbers, or a polygon",
                 "Rows are: class x-centre y-centre width height, as shares of the image",
             )
-        if first not in range(classes):
+        if classes and first not in range(classes):
             raise UserError(f"label file {file}, line {line}: class {first:g} of {classes}", "Classes count from 0")
         if polygon:
             points = [value * side for value, side in zip(numbers, [width, height] * (len(numbers) // 2))]
             left, top = min(points[::2]), min(points[1::2])
-            yield int(first), [left, top, max(points[::2]) - left, max(points[1::2]) - top], points
+            yield line, int(first), [left, top, max(points[::2]) - left, max(points[1::2]) - top], points
         else:
             x, y, w, h = numbers
-            yield int(first), [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height], []
+            yield line, int(first), [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height], []
