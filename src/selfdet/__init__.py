@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from selfdet.data.sample import Sample
     from selfdet.errors import UserError
     from selfdet.models.backbones import build_backbone
+    from selfdet.verbs.check import check
     from selfdet.verbs.compare import compare
     from selfdet.verbs.demo import demo
     from selfdet.verbs.evaluate import evaluate
@@ -31,6 +32,7 @@ __all__ = [
     "UserError",
     "__version__",
     "build_backbone",
+    "check",
     "compare",
     "demo",
     "evaluate",

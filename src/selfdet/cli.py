@@ -28,6 +28,7 @@ Verb = Callable[..., Any]
 
 VERBS: dict[str, str] = {
     "demo": "Everything below on generated scenes, in minutes on a laptop.",
+    "check": "Look at images and labels: what is wrong, what is odd; labels in another format.",
     "proposals": "Find boxes that may hold objects, without labels.",
     "pretrain": "Pre-train from unlabelled images.",
     "finetune": "Train a detector on labelled images, from scratch or from a pre-trained start.",

@@ -130,7 +130,11 @@ def detector_lr(batch: int, detector: str) -> Default:
 
 def detection_size(records: Sequence[ImageRecord]) -> Default:
     """Long side (px) at which a detector sees images: the labelled images' own median, 128 to 800 px."""
-    sides = [max(record.width, record.height) for record in records if record.width and record.height]
+    return detection_side([max(record.width, record.height) for record in records if record.width and record.height])
+
+
+def detection_side(sides: Sequence[float]) -> Default:
+    """`detection_size` for images of these long sides (px), those that the label file tells."""
     if not sides:
         return Default(640, "the label file does not say how large its images are")
     typical = median(sides)
