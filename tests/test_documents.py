@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
     "README.md",
     "docs/tutorial.md",
+    "docs/how-to-check.md",
     "docs/how-to-pretrain.md",
     "docs/how-to-proposals.md",
     "docs/how-to-compare.md",
