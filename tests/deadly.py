@@ -17,3 +17,6 @@ class DeadlyPath:
         return "deadly.png"
 
     __str__ = __fspath__
+
+    def read_bytes(self) -> bytes:
+        return self.__fspath__().encode()

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from tests.data.odd_images import pattern, write_odd
 
+from deadly import DeadlyPath
 from selfdet.cli import main
 from selfdet.data.box_faults import BOX_FAULTS
-from selfdet.data.inspection import IMAGE_FAULTS
+from selfdet.data.findings import Checked
+from selfdet.data.inspection import IMAGE_FAULTS, Inspection
 from selfdet.errors import UserError
+from selfdet.proposing.processes import find_all
 from selfdet.verbs.check import check
 from tiny_runs import tiny_finetune, tiny_pretrain
 
@@ -212,3 +215,13 @@ def test_labels_that_are_refused_are_not_converted(odd: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="missing"):
         check(**flags(odd), convert="voc", out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_an_image_that_ends_its_process_is_reported_and_the_others_go_on(odd: Path) -> None:
+    tasks = Checked.gather(str(odd / "images"), None, None).inspections()
+    deadly = Inspection(99, DeadlyPath())  # type: ignore[arg-type]
+    looks = {look.image_id: look for look in find_all([*tasks[:3], deadly, *tasks[3:]], 2, lambda: False)}
+    assert looks.pop(99).faults == {"unreadable": "its process ended without an answer"}
+    alone = {task.image_id: task.run().faults for task in tasks}
+    assert {number: look.faults for number, look in looks.items()} == alone

@@ -92,7 +92,7 @@ class Findings:
 
     images: fault → pairs of file and detail; boxes: in the order of the labels; groups: files that show the same, one
     list a group; sides: (N, 3) width and height of each sound box of `data` and the long side of its image, pixels;
-    long_sides: of its images as the labels have them, pixels.
+    long_sides: of its images as the labels have them, pixels; told: file → (width, height) that its labels go by.
     """
 
     images: dict[str, list[tuple[str, str]]]
@@ -101,6 +101,7 @@ class Findings:
     groups: list[list[str]]
     sides: np.ndarray
     long_sides: list[int]
+    told: dict[str, tuple[int, int]]
 
     def to_dict(self) -> dict[str, Any]:
         """As `--json` has it: every fault has a list, most of them empty."""
@@ -144,7 +145,8 @@ def gather_findings(checked: Checked, looks: Sequence[Look], data: Split | None,
     counts["box_faults"] = {kind: sum(each.fault == kind for each in boxes) for kind in BOX_FAULTS}
     same = [[str(checked.paths[place]) for place in group] for group in groups]
     long_sides = [] if data is None else [max(size) for size in data.told_sizes() if size]
-    return Findings(images, boxes, counts, same, np.concatenate(sides), long_sides)
+    told = {str(path): size for path, size in zip(checked.paths, checked.sizes) if size is not None}
+    return Findings(images, boxes, counts, same, np.concatenate(sides), long_sides, told)
 
 
 def _duplicates(checked: Checked, groups: Sequence[Sequence[int]]) -> tuple[list[tuple[str, str]], int]:

@@ -75,7 +75,7 @@ def _boxes(findings: Findings) -> Iterator[Section]:
             if each.box
         ]
         labels = [kinds.index(each.fault) for each in drawn]
-        picture = _drawn(file, boxes, labels, [name(kind) for kind in kinds])
+        picture = _drawn(file, boxes, labels, [name(kind) for kind in kinds], findings.told.get(file))
         if picture is not None:
             pictures.append(picture)
             titles.append(f"{len(worst[file])}: {Path(file).name}")
@@ -122,11 +122,15 @@ def _sheet(files: Sequence[str]) -> Image.Image | None:
 
 
 def _drawn(
-    file: str, boxes: Sequence[Sequence[float]] = (), labels: Sequence[int] = (), names: Sequence[str] = ()
+    file: str,
+    boxes: Sequence[Sequence[float]] = (),
+    labels: Sequence[int] = (),
+    names: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
 ) -> Image.Image | None:
-    """The image with boxes, or None where it can't be read."""
+    """The image, of the (width, height) that its labels go by, with boxes; None where it can't be read."""
     try:
-        return draw_boxes(read_image(file), list(boxes), labels=list(labels), names=names, long_side=CELL)
+        return draw_boxes(read_image(file, size), list(boxes), labels=list(labels), names=names, long_side=CELL)
     except (UnreadableImage, MemoryError):
         return None
 

@@ -65,8 +65,11 @@ class Reporter:
 
     @contextmanager
     def counting(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Count towards `total` of `unit`, with rate and time left: a bar, or a line every 10 s."""
-        begun = said = time.monotonic()
+        """Count towards `total` of `unit`, with rate and time left: a bar, or a line every 10 s.
+
+        The rate is from the first answer on: until then processes start, which says nothing of the rest.
+        """
+        begun, before, said = 0.0, -1, 0.0
         bar = None
         if self.shows_bars:
             bar = Progress(
@@ -80,13 +83,15 @@ class Reporter:
             task = bar.add_task("", total=total)
 
         def seen(done: int) -> None:
-            nonlocal said
+            nonlocal begun, before, said
             now = time.monotonic()
             if bar is not None:
                 bar.update(task, completed=done)
+            elif before < 0:
+                begun, before, said = now, done, now
             elif now - said >= COUNT_EVERY:
                 said = now
-                rate = max(done, 1) / max(now - begun, 1e-9)
+                rate = max(done - before, 1) / (now - begun)
                 self.line(f"{done}/{total} {unit}  {rate:.1f}/s  {duration((total - done) / rate)} left")
 
         try:
