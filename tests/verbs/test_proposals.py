@@ -133,7 +133,7 @@ def test_a_signal_stops_the_run_with_all_that_was_found(
         return find_boxes(task)
 
     with monkeypatch.context() as patched:
-        patched.setattr("selfdet.proposing.processes.find_boxes", stopped)
+        patched.setattr("selfdet.proposing.finding.find_boxes", stopped)
         assert main(["proposals", "--images", images, "--out", str(out)]) == 143
     assert "stopped by SIGTERM at image 3" in capsys.readouterr().err
     assert len((tmp_path / "boxes.json.unfinished.jsonl").read_text().splitlines()) == 1 + 3
