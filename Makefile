@@ -18,8 +18,9 @@ install: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/selfdet demo --out runs/demo --resume
 
+# Two processes of one thread each; a file's tests stay together, as they share what was trained for them.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 $(OLDEST)/.installed: pyproject.toml
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)

@@ -67,7 +67,7 @@ def finetune_settings(scenes: Path, **changes: Any) -> dict[str, Any]:
         ({"dense_weight": 1.5}, "dense weight is 1.5, expected 0 to 1"),
         ({"backbone_weights": "/nowhere.pt"}, "--backbone-weights /nowhere.pt does not exist"),
         ({"backbone_weights": "library:resnet18"}, "--backbone-weights library:resnet18 and --backbone test_resnet"),
-        ({"method": "mocco"}, "--method is 'mocco', expected one of densecl, moco. Did you mean moco?"),
+        ({"method": "mocco"}, "--method is 'mocco', expected one of densecl, moco, simclr. Did you mean moco?"),
         ({"log_every": 0}, "--log-every is 0"),
         ({"workers": -1}, "--workers is -1"),
         ({"devices": 99}, "--devices 99: this machine has"),

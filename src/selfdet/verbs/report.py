@@ -95,10 +95,13 @@ def usual_settings(whole: WholeRun) -> dict[str, dict[str, Any]]:
     if whole.verb == "finetune":
         scales = {f"lr_scale.{name}": value for name, value in asdict(PartScales()).items()}
         return {"finetune": usual | scales | {"fraction.fraction": usual["fraction"]}}
+    from selfdet.verbs.pretrain import TEMPERATURES
     from selfdet.verbs.pretrain_detector import DetectorStageSettings
 
+    methods = [stage.config.get("method") for stage in whole.stages if stage.kind == "backbone"]
+    temperature = {"temperature": TEMPERATURES[method] for method in methods if method in TEMPERATURES}
     own = {field.name: field.default for field in fields(DetectorStageSettings)}
-    return {"backbone": usual, "detector": usual | own | {"momentum_start": own["momentum"]}}
+    return {"backbone": usual | temperature, "detector": usual | own | {"momentum_start": own["momentum"]}}
 
 
 def _target(out: str) -> Path:
