@@ -98,8 +98,8 @@ def usual_settings(whole: WholeRun) -> dict[str, dict[str, Any]]:
     from selfdet.verbs.pretrain import TEMPERATURES
     from selfdet.verbs.pretrain_detector import DetectorStageSettings
 
-    methods = [stage.config.get("method") for stage in whole.stages if stage.kind == "backbone"]
-    temperature = {"temperature": TEMPERATURES[method] for method in methods if method in TEMPERATURES}
+    method = next((stage.config.get("method") for stage in whole.stages if stage.kind == "backbone"), None)
+    temperature = {"temperature": TEMPERATURES[method]} if method in TEMPERATURES else {}
     own = {field.name: field.default for field in fields(DetectorStageSettings)}
     return {"backbone": usual | temperature, "detector": usual | own | {"momentum_start": own["momentum"]}}
 
