@@ -19,7 +19,7 @@ from selfdet.errors import UserError
 from selfdet.training.defaults import detector_lr
 from selfdet.training.rundir import RunDir
 from selfdet.verbs.compare import compare
-from selfdet.verbs.compare_cells import best_multiple, command, training_seconds
+from selfdet.verbs.compare_cells import best_multiple, command
 from selfdet.verbs.evaluate import evaluate
 from tiny_runs import COMPARE, flags
 
@@ -211,5 +211,5 @@ def test_a_command_says_what_was_told() -> None:
 def test_the_time_of_a_cell_counts_all_sittings(tmp_path: Path) -> None:
     rows = [{"step": step, "seconds": seconds} for step, seconds in ((2, 1.0), (4, 3.0), (6, 0.5), (8, 2.0))]
     (tmp_path / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 10, "sec')
-    assert training_seconds(RunDir(tmp_path)) == 5.0
-    assert training_seconds(RunDir(tmp_path / "none")) == 0.0
+    assert RunDir(tmp_path).training_seconds() == 5.0
+    assert RunDir(tmp_path / "none").training_seconds() == 0.0

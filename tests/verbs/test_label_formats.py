@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from tests.tiny_runs import tiny_finetune
 
+from selfdet.data.labels import load_labels
+from selfdet.verbs.compare_labels import images_root
 from selfdet.verbs.evaluate import evaluate
 from selfdet.verbs.report import report
 
@@ -54,6 +56,11 @@ def test_a_run_on_voc_is_evaluated_as_on_coco_and_by_vocs_own_ap(scenes: Path, v
     assert 0 <= scores["voc"]["AP10"] <= 1
     assert "voc" not in again
     assert report(init=str(tmp_path / "run"), threads=1)["finished"]
+
+
+def test_a_comparison_finds_vocs_images_for_the_files_that_it_writes(voc: Path) -> None:
+    labels = load_labels(voc / "ImageSets/Main/train.txt")
+    assert images_root(labels, None) == str(voc / "JPEGImages")
 
 
 def test_yolos_form_of_the_labels_gives_the_same_ap(scenes: Path, finetuned: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,15 +47,8 @@ class StageRun:
 
     @cached_property
     def timing(self) -> list[dict[str, Any]]:
-        """Of timing.jsonl; a last line cut off by a kill is left out."""
-        rows: list[dict[str, Any]] = []
-        file = self.run.timing_file
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        """Of timing.jsonl."""
+        return self.run.read_timing()
 
     @property
     def begun(self) -> bool:
@@ -81,11 +73,7 @@ class StageRun:
     @property
     def seconds(self) -> float:
         """Time spent in training, all sittings together."""
-        total = last = 0.0
-        for now in (row.get("seconds", 0.0) for row in self.timing):
-            total += now - last if now >= last else now  # each sitting counts from 0
-            last = now
-        return total
+        return self.run.training_seconds()
 
     @property
     def last(self) -> dict[str, Any]:

@@ -141,6 +141,18 @@ class RunDir:
         """All rows of metrics.jsonl; a last line cut off by a kill is left out."""
         return [row for _, row in _rows(self.metrics_file)]
 
+    def read_timing(self) -> list[dict[str, Any]]:
+        """All rows of timing.jsonl; a last line cut off by a kill is left out."""
+        return [row for _, row in _rows(self.timing_file)]
+
+    def training_seconds(self) -> float:
+        """Spent on the run so far, over all sittings: each counts from its own beginning."""
+        total = last = 0.0
+        for now in (row.get("seconds", 0.0) for row in self.read_timing()):
+            total += now - last if now >= last else now
+            last = now
+        return total
+
     def truncate_to(self, step: int) -> None:
         """Drop the rows of metrics.jsonl and timing.jsonl after `step`, so that a resumed run writes them again."""
         for path in (self.metrics_file, self.timing_file):

@@ -154,7 +154,7 @@ def run_cell(bench: Bench, cell: Cell, lr: float, minutes: float) -> dict[str, A
     cell.start.write()
     told = bench.told(cell, lr)
     folder = bench.folder(cell)
-    begun = time.monotonic() - training_seconds(RunDir(folder))  # of earlier sittings
+    begun = time.monotonic() - RunDir(folder).training_seconds()  # of earlier sittings
     with in_its_own_log():
         try:
             answer = finetune(**told, devices="1", workers=bench.workers, max_time=minutes, resume=True)
@@ -226,23 +226,6 @@ def _result(
         "command": command("finetune", told),
         "version": __version__,
     }
-
-
-def training_seconds(run: RunDir) -> float:
-    """Spent on a run so far, over all sittings: each counts from its own beginning."""
-    total = last = 0.0
-    for seconds in _clock(run.timing_file):
-        total += seconds - last if seconds >= last else seconds
-        last = seconds
-    return total
-
-
-def _clock(file: Path) -> Iterator[float]:
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            yield float(json.loads(line)["seconds"])
-        except json.JSONDecodeError:  # the last line, cut off by a kill
-            return
 
 
 @contextmanager

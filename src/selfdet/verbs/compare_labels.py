@@ -134,8 +134,8 @@ def images_root(labels: Labels, images: str | None) -> str:
     """Where the images of a label file are, for files that name some of them."""
     if images is not None:
         return images
-    name, path, folder = labels.coco["images"][0]["file_name"], labels.records[0].path, labels.file.parent
-    return str(folder if folder / name == path else folder / "images")
+    name, path = Path(labels.coco["images"][0]["file_name"]), labels.records[0].path
+    return str(labels.file.parent if name.is_absolute() else path.parents[len(name.parts) - 1])
 
 
 def write_labels(file: Path, labels: Labels, image_ids: Iterable[int]) -> str:

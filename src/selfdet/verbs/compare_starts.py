@@ -18,7 +18,7 @@ from selfdet.interchange.weights import write_safetensors
 from selfdet.interchange.whole_detectors import as_detector
 from selfdet.models.backbones import build_backbone
 from selfdet.training.transfer import TransferReport, transfer
-from selfdet.verbs.finetune_choices import FEW, file_hash
+from selfdet.verbs.finetune_choices import FEW
 
 OTHER_BACKBONE = "resnet50"  # where neither the user nor a start names one
 KINDS = {
@@ -59,7 +59,7 @@ class NamedStart:
             name = self.start.note["backbone"]
             yield self.start.source, _state_hash(build_backbone(name, "library").net.state_dict())
         elif self.start.kind != "scratch":
-            yield self.start.source, file_hash(Path(self.start.source))
+            yield self.start.source, _file_hash(Path(self.start.source))
 
     def write(self) -> None:
         """Write what has to be written of it, unless it has been done."""
@@ -205,6 +205,10 @@ def _slug(init: str) -> str:
     elif stem in ("backbone", "last", "best"):
         stem = f"{path.parent.name}-{stem}"
     return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-") or "start"
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _state_hash(state: Mapping[str, Any]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from selfdet.data.labels import Labels
 from selfdet.data.subset import Subset, coco_split_subset, fraction_subset
@@ -92,8 +90,3 @@ def advice(start: Start, rate: Default, weight_decay: float, asked: bool, keep_b
         )
     if keep_box_outputs and start.kind != "detector":
         yield "no box outputs to keep: the start is no detector"
-
-
-def file_hash(path: Path) -> str:
-    """A hash of a file's content, by which a continuation knows that it is the same: 16 hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
