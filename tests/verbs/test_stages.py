@@ -168,6 +168,14 @@ def test_few_boxes_an_image_are_taken_where_the_method_or_the_user_says_so(scene
     assert RunDir(tmp_path / "f").read_metrics()[-1]["proposals_per_image"] <= 2
 
 
+def test_what_an_rcnns_teacher_compares_is_a_setting_of_its_stage(scenes: Path, tmp_path: Path) -> None:
+    settings = DetectorStageSettings(teacher_rois="proposals")
+    tiny_aligndet(scenes, tmp_path / "run", detector="faster_rcnn", detector_stage=settings, steps=1)
+    assert RunDir(tmp_path / "run").read_config()["options"]["teacher_rois"] == "proposals"
+    with pytest.raises(UserError, match="--teacher-rois is no setting of fcos"):
+        tiny_aligndet(scenes, tmp_path / "fcos", detector_stage=settings, steps=1)
+
+
 def test_each_stage_has_its_own_settings_over_the_shared(scenes: Path, tmp_path: Path) -> None:
     own = {"backbone_stage": StageSettings(steps=1), "detector_stage": DetectorStageSettings(steps=2, temperature=0.3)}
     tiny_pretrain(scenes, tmp_path / "run", **ALL, **own)
