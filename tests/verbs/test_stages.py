@@ -170,7 +170,7 @@ def test_few_boxes_an_image_are_taken_where_the_method_or_the_user_says_so(scene
 
 def test_what_an_rcnns_teacher_compares_is_a_setting_of_its_stage(scenes: Path, tmp_path: Path) -> None:
     settings = DetectorStageSettings(teacher_rois="proposals")
-    tiny_aligndet(scenes, tmp_path / "run", detector="faster_rcnn", detector_stage=settings, steps=1)
+    tiny_aligndet(scenes, tmp_path / "run", detector="faster_rcnn", head_convs=None, detector_stage=settings, steps=1)
     assert RunDir(tmp_path / "run").read_config()["options"]["teacher_rois"] == "proposals"
     with pytest.raises(UserError, match="--teacher-rois is no setting of fcos"):
         tiny_aligndet(scenes, tmp_path / "fcos", detector_stage=settings, steps=1)
