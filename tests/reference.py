@@ -1,8 +1,9 @@
-"""Slow, obvious loop versions of every loss: what the fast ones are compared with."""
+"""Slow, obvious loop versions of losses and scores: what the fast ones are compared with."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -86,3 +87,53 @@ def instance_contrast(
         logits = queries @ tables.transpose(1, 2) / temperature
         losses.append(-logits.log_softmax(2)[:, :, 0].mean())
     return torch.stack(losses).mean() if losses else online.sum() * 0
+
+
+Box = Sequence[float]
+
+
+def miss_rate(objects: Sequence[tuple[int, Box, bool]], found: Sequence[tuple[int, Box, float]], images: int) -> float:
+    """MR⁻² of `found` (image, box, score) against `objects` (image, box, ignored), boxes x, y, width, height.
+
+    For each of nine false-positive rates, with the longest list of best detections that stays below it, everything
+    matched anew.
+    """
+
+    def shared(one: Box, two: Box) -> float:
+        wide = min(one[0] + one[2], two[0] + two[2]) - max(one[0], two[0])
+        high = min(one[1] + one[3], two[1] + two[3]) - max(one[1], two[1])
+        return max(0.0, wide) * max(0.0, high)
+
+    def overlap(one: Box, two: Box) -> float:
+        return shared(one, two) / (one[2] * one[3] + two[2] * two[3] - shared(one, two))
+
+    def counted(detections: Sequence[tuple[int, Box, float]]) -> tuple[int, int]:
+        taken: set[int] = set()
+        wrong = 0
+        for image, box, _ in detections:
+            free = [
+                (overlap(box, other), -place)
+                for place, (own, other, ignored) in enumerate(objects)
+                if own == image and not ignored and place not in taken
+            ]
+            best, place = max(free, default=(0.0, 0))
+            inside = any(
+                shared(box, other) / (box[2] * box[3]) >= 0.5
+                for own, other, ignored in objects
+                if own == image and ignored
+            )
+            if best >= 0.5:
+                taken.add(-place)
+            elif not inside:
+                wrong += 1
+        return len(taken), wrong
+
+    total = sum(not ignored for _, _, ignored in objects)
+    ranked = sorted(found, key=lambda each: -each[2])
+    counts = [counted(ranked[:length]) for length in range(len(ranked) + 1)]
+    logarithms = []
+    for step in range(9):
+        allowed = 10 ** (-2 + step / 4)
+        right = [hits for hits, wrong in counts if wrong / images <= allowed * (1 + 1e-9)][-1]
+        logarithms.append(math.log(max(1e-10, 1 - right / total)))
+    return math.exp(sum(logarithms) / 9)

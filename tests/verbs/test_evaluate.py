@@ -11,6 +11,7 @@ import pytest
 from mask_oracle import oracle_like
 from selfdet import cli
 from selfdet.errors import UserError
+from selfdet.evaluation.missrate import miss_rates
 from selfdet.training.rundir import RunDir
 from selfdet.verbs.evaluate import evaluate
 
@@ -38,6 +39,20 @@ def test_json_has_exactly_the_fixed_keys(scenes: Path, finetuned: Path, capfd: C
     assert all(value is None or 0 <= value <= 1 for value in [*answer["per_class"].values(), answer["AP"]])
     assert f"{finetuned} on {scenes / 'val.json'}" in err
     assert "in percent" in err
+
+
+def test_the_miss_rate_stands_beside_ap_where_it_is_asked_for(
+    scenes: Path, finetuned: Path, tmp_path: Path, capfd: Capture
+) -> None:
+    asked = {"init": str(finetuned), "data": str(scenes / "val.json"), **SAME}
+    scores = evaluate(**asked, miss_rate=True, out=str(tmp_path / "results.json"))
+    assert list(scores) == [*KEYS, "miss_rate"]
+    coco, results = (json.loads(file.read_text()) for file in (scenes / "val.json", tmp_path / "results.json"))
+    assert scores["miss_rate"] == miss_rates(coco, results)
+    assert 0 < scores["miss_rate"]["all"] <= 1
+    err = capfd.readouterr().err
+    assert "MR⁻² (log-average miss rate, lower is better)" in err
+    assert "not measured, heavy occlusion: " in err
 
 
 def test_the_detections_are_coco_results_in_a_folder_made_for_them(

@@ -16,6 +16,7 @@ from selfdet.data.voc import is_voc
 from selfdet.detectors.base import Detector
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import evaluate_detections, to_coco_results
+from selfdet.evaluation.missrate import miss_rates
 from selfdet.evaluation.voc import voc_scores
 
 BATCH = 8  # images at a time; an image's detections don't depend on the others
@@ -64,10 +65,12 @@ def score(
     batch_size: int = BATCH,
     seen: Callable[[int], None] | None = None,
     quarantine: Quarantine | None = None,
+    miss_rate: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """COCO AP of a detector on labelled images, also of its masks if it gives some, and the COCO results they are of.
 
-    For labels of Pascal VOC its own AP of boxes comes with it, under "voc" (`voc_scores`).
+    For labels of Pascal VOC its own AP of boxes comes with it, under "voc" (`voc_scores`); where `miss_rate` asks for
+    it the log-average miss rate, under "miss_rate" (`miss_rates`).
 
     `image_size`: long side in pixels at which images are shown; `category_ids`: the label file's ids of the
     detector's classes, in the detector's order (the label file's own order if not given). Classes of the label file
@@ -91,6 +94,8 @@ def score(
     if is_voc(labels.file):
         categories = [entry for entry in labels.coco["categories"] if classes is None or entry["name"] in classes]
         scores["voc"] = voc_scores({**labels.coco, "categories": categories}, results, image_ids)
+    if miss_rate:
+        scores["miss_rate"] = miss_rates(labels.coco, results, image_ids, classes)
     return scores, results
 
 

@@ -11,6 +11,7 @@ from selfdet.data.labels import load_labels
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import detection_table, percent
 from selfdet.evaluation.inference import score, unknown_classes
+from selfdet.evaluation.missrate import miss_rate_lines
 from selfdet.interchange.starts import load_detector, match_categories
 from selfdet.training.log import Reporter
 from selfdet.training.rundir import write_text
@@ -24,6 +25,7 @@ def evaluate(
     images: str | None = None,
     out: str | None = None,
     image_size: int | None = None,
+    miss_rate: bool = False,
     batch_size: int = 8,
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     threads: int = 0,
@@ -37,6 +39,7 @@ def evaluate(
         images: folder of the label file's images; beside the label file if not given.
         out: file for the detections as COCO results JSON; none is written if not given.
         image_size: long side of the images, pixels; the run's own if not given.
+        miss_rate: measure the log-average miss rate too, as is usual for pedestrians; see docs/how-to-pedestrians.md.
         batch_size: images at a time; changes speed only.
         precision: auto takes bf16 where the hardware multiplies it.
         threads: CPU threads; 0 for torch's choice.
@@ -65,6 +68,7 @@ def evaluate(
             batch_size=batch_size,
             seen=seen,
             quarantine=unreadable,
+            miss_rate=miss_rate,
         )
     for path in unreadable.paths:
         reporter.line(f"unreadable, left out: {path}")
@@ -74,6 +78,8 @@ def evaluate(
     if "voc" in scores:
         ap07, ap10 = (percent(scores["voc"][kind]) for kind in ("AP07", "AP10"))
         reporter.line(f"Pascal VOC's AP at IoU 0.5: {ap07} % by 11 points (VOC07), {ap10} % by area (VOC10+)")
+    for line in miss_rate_lines(scores["miss_rate"]) if miss_rate else ():
+        reporter.line(line)
     if detector.has_masks and "mask" not in scores:
         reporter.line("the detector's masks are not evaluated, as no object in the label file has a segmentation")
     if target is not None:
