@@ -1,0 +1,130 @@
+"""What DenseCL's own choices are worth: λ from 0 to 1, the matching, pooled against dense negatives.
+
+    python benchmarks/ablations.py --data ../shared/data/coco-person-mini --runs runs/ablations
+
+One setting of the pre-training is changed at a time: ResNet-18 on 2,045 COCO photographs, some minutes of one core
+each. Every backbone, and an untrained one, is then measured in the same ways: FCOS fine-tuned on 10 % of the labels and
+scored on held-out images; exact matches between two views. Every finished cell is one line of
+docs/results/ablations.jsonl and is never run again; what was interrupted goes on where it was saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cells import SCORES, Cells, photographs, selfdet, spread, until_finished
+from main_job import match_cell, pretrained
+
+CELLS = Cells("ablations")
+PRETRAIN = (
+    "--stages backbone --method densecl --backbone resnet18 --image-size 128 --batch-size 32 --epochs 6 "
+    "--threads 1 --workers 1"
+)
+FINETUNE = (
+    "--detector fcos --backbone resnet18 --fraction 0.1 --steps 400 --batch-size 8 --image-size 192 "
+    "--fpn-channels 96 --head-convs 2 --batch-norm train --lr 0.015 --threads 1 --workers 1"
+)
+BASE = "lambda-0.5"  # DenseCL as it was published: part of every study
+WEIGHTS = {f"lambda-{weight:g}": weight for weight in (0, 0.3, 0.5, 0.7, 1)}
+VARIANTS: dict[str, str] = {
+    **{name: f"--dense-weight {weight:g}" for name, weight in WEIGHTS.items()},
+    "geometric": "--dense-weight 0.5 --matching geometric",
+    "random": "--dense-weight 0.5 --matching random",
+    "dense-negatives": "--dense-weight 0.5 --negatives dense",
+}
+# Each study: its variants, as the tables name them.
+STUDIES: dict[str, dict[str, str]] = {
+    "dense-weight": {name: f"λ = {weight:g}" for name, weight in WEIGHTS.items()},
+    "matching": {BASE: "most similar cell", "geometric": "true cell", "random": "any cell"},
+    "negatives": {BASE: "pooled, one vector an image", "dense-negatives": "one cell an image"},
+}
+SCRATCH = "scratch"
+
+
+class Bench:
+    """Where data, runs and results are."""
+
+    def __init__(self, data: Path, runs: Path) -> None:
+        self.data, self.runs = data, runs
+        self.photos = photographs(data, runs)
+
+    def start(self, variant: str, number: int) -> str:
+        """What `--init` says of a backbone: the folder of its pre-training with this seed."""
+        return SCRATCH if variant == SCRATCH else str(self.runs / f"{variant}-{number}")
+
+    def pretrain(self, variant: str, number: int) -> None:
+        """Train a backbone, and count its exact matches."""
+        named = {"variant": variant, "pretrain_seed": number}
+        out = self.start(variant, number)
+        if variant != SCRATCH and not CELLS.found(cell="pretrain", **named):
+            words = f"pretrain --images {self.photos} {PRETRAIN} {VARIANTS[variant]} --seed {number} --out {out}"
+            until_finished(words, minutes=14)
+            CELLS.finish({"cell": "pretrain", **named, **pretrained(Path(out)), "command": f"selfdet {words}"})
+        if not CELLS.found(cell="match", **named):
+            figures = match_cell(self.photos, "random" if variant == SCRATCH else out)
+            CELLS.finish({"cell": "match", **named, "image_size": 224, "pairs": 256, **figures})
+
+    def finetune(self, variant: str, number: int, seed: int) -> None:
+        """Fine-tune a detector from a backbone and score it once."""
+        named = {"variant": variant, "pretrain_seed": number, "seed": seed}
+        if CELLS.found(cell="finetune", **named):
+            return
+        images = f"--images {self.data}/images"
+        out = self.runs / f"finetuned-{variant}-{number}-{seed}"
+        words = (
+            f"finetune --init {self.start(variant, number)} --data {self.data}/train.json {images} {FINETUNE} "
+            f"--seed {seed} --out {out}"
+        )
+        until_finished(words, minutes=14)
+        scores = selfdet(f"evaluate --init {out} --data {self.data}/val.json {images} --threads 1")
+        kept = {key: scores[key] for key in SCORES}
+        CELLS.finish({"cell": "finetune", **named, "fraction": 0.1, **kept, "command": f"selfdet {words}"})
+
+
+def table(study: str) -> str:
+    """The finished cells of a study as a Markdown table of docs/results.md."""
+    lines = [
+        "| pre-training | exact matches | seeds | AP | AP50 | AP of each seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for variant, shown in {SCRATCH: "none", **STUDIES[study]}.items():
+        cells = CELLS.found(cell="finetune", variant=variant)
+        if cells:
+            ap, ap50 = (spread([100 * cell[key] for cell in cells]) for key in ("AP", "AP50"))
+            each = ", ".join(f"{100 * cell['AP']:.2f}" for cell in cells)
+            exact = mean(CELLS.found(cell="match", variant=variant), "match_accuracy")
+            lines.append(f"| {shown} | {exact} | {len(cells)} | {ap} | {ap50} | {each} |")
+    return "\n".join(lines)
+
+
+def mean(cells: list[dict[str, Any]], name: str) -> str:
+    """A share in percent, over the pre-training seeds."""
+    return f"{spread([100 * cell[name] for cell in cells])} %" if cells else "–"
+
+
+def main() -> None:
+    """Run the cells that are not finished, the cheapest answer first: a study with one seed before the next seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the tables of the finished cells only")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/coco-person-mini"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES))
+    parser.add_argument("--pretrain-seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of fine-tuning")
+    options = parser.parse_args()
+    if not options.table:
+        bench = Bench(options.data, options.runs)
+        for number in options.pretrain_seeds:
+            for seed in options.seeds:
+                for study in options.only:
+                    for variant in (SCRATCH, *STUDIES[study]):
+                        bench.pretrain(variant, number)
+                        bench.finetune(variant, number, seed)
+    for study in options.only:
+        print(f"\n{study}\n\n{table(study)}")
+
+
+if __name__ == "__main__":
+    main()
