@@ -10,12 +10,13 @@ docs/results/person-variants.jsonl.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import person
-from cells import SCORES, Cells, selfdet, spread, until_finished
+from cells import SCORES, Cells, minutes, selfdet, spread, until_finished
 
 CELLS = Cells("person-variants")
 LR, SEEDS = 0.015, (0, 1)  # of fine-tuning, as chosen there
@@ -113,6 +114,38 @@ def rates(bench: person.Bench) -> str:
     return "\n".join(lines)
 
 
+def teacher(bench: person.Bench) -> str:
+    """Faster R-CNN whose teacher compares the proposals alone, beside the benchmark's own; the AP on tuning images."""
+    own = person.CELLS.found(cell="finetune", init="aligndet", detector="faster_rcnn", fraction=0.1)
+    out, lr = bench.runs / "variant-teacher", own[0]["lr"]
+    words = (
+        f"pretrain --images {bench.photos} --boxes {bench.boxes} --backbone-weights {bench.weights} "
+        f"--detector faster_rcnn {person.shape('faster_rcnn')} {person.PRETRAIN} {person.OWN['faster_rcnn']} "
+        f"--detector-stage.teacher-rois proposals --out {out}"
+    )
+    for seed in SEEDS:
+        if CELLS.found(study="teacher", seed=seed):
+            continue
+        until_finished(words, minutes=14)
+        tuned = bench.words("aligndet", "faster_rcnn", 0.1, seed, lr)
+        tuned = tuned.replace(str(bench.runs / "pretrain-faster_rcnn"), str(out))
+        tuned = tuned.replace(str(bench.run_of("aligndet", "faster_rcnn", 0.1, seed, lr)), f"{out}-{seed}")
+        until_finished(tuned, minutes=14)
+        rows = [json.loads(line) for line in (bench.runs / f"{out.name}-{seed}" / "metrics.jsonl").open()]
+        curve = [[row["step"], round(100 * (row["AP"] or 0.0), 2)] for row in rows if "AP" in row]
+        named = {"study": "teacher", "teacher_rois": "proposals", "detector": "faster_rcnn", "fraction": 0.1}
+        figures = {"seed": seed, "lr": lr, "curve": curve, "minutes": minutes(out)}
+        CELLS.finish({**named, **figures, "pretrain": f"selfdet {words}", "command": f"selfdet {tuned}"})
+    lines = ["| regions of the teacher | AP | AP of each seed | minutes of pre-training |", "|---|---|---|---|"]
+    spent = {"rpn": person.CELLS.found(cell="pretrain", detector="faster_rcnn")[0]["minutes"]}
+    found = CELLS.found(study="teacher")
+    spent["proposals"] = found[0]["minutes"]
+    for name, cells in (("rpn", own), ("proposals", found)):
+        each = [cell["curve"][-1][1] for cell in cells]
+        lines.append(f"| {name} | {spread(each)} | {', '.join(f'{one:.1f}' for one in each)} | {spent[name]} |")
+    return "\n".join(lines)
+
+
 def table() -> str:
     """The finished cells as the Markdown table of docs/results.md: a line for each variant, means over its seeds."""
     lines = ["| pre-training | box outputs | AP | AP50 | AP of each seed | contrast | box loss |", "|---|" + "---|" * 6]
@@ -135,7 +168,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/person"))
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--rates", action="store_true", help="both starts at both learning rates, three seeds, too")
+    parser.add_argument("--teacher", action="store_true", help="only: what the teacher of Faster R-CNN compares")
     options = parser.parse_args()
+    if options.teacher:
+        print(teacher(person.Bench(options.data, options.runs)))
+        return
     if not options.table:
         bench = person.Bench(options.data, options.runs)
         bench.prepare()
