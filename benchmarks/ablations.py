@@ -1,10 +1,12 @@
 """What DenseCL's own choices are worth: λ from 0 to 1, the matching, pooled against dense negatives.
 
-    python benchmarks/ablations.py --data ../shared/data/coco-person-mini --runs runs/ablations
+    python benchmarks/ablations.py --data ../shared/data/coco-person-mini --runs runs/person
 
-One setting of the pre-training is changed at a time: ResNet-18 on 2,045 COCO photographs, some minutes of one core
-each. Every backbone, and an untrained one, is then measured in the same ways: FCOS fine-tuned on 10 % of the labels and
-scored on held-out images; exact matches between two views. Every finished cell is one line of
+Goes on from benchmarks/person.py (same folder, its photographs and weights). One setting of the pre-training is changed
+at a time: DenseCL goes on from ImageNet's EfficientNet-Lite0, on 2,045 COCO photographs, some minutes of one core
+each (from nothing, so short a training leaves detectors near 1 AP, where no choice can be told from another). Every
+backbone, and the one that all of them started from, is then measured in the same ways: FCOS fine-tuned on 10 % of the
+labels and scored on held-out images; exact matches between two views. Every finished cell is one line of
 docs/results/ablations.jsonl and is never run again; what was interrupted goes on where it was saved.
 """
 
@@ -14,17 +16,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cells import SCORES, Cells, photographs, selfdet, spread, until_finished
+import person
+from cells import SCORES, Cells, selfdet, spread, until_finished
 from main_job import match_cell, pretrained
 
 CELLS = Cells("ablations")
 PRETRAIN = (
-    "--stages backbone --method densecl --backbone resnet18 --image-size 128 --batch-size 32 --epochs 6 "
-    "--threads 1 --workers 1"
+    f"--stages backbone --method densecl --backbone {person.BACKBONE} --image-size 128 --batch-size 64 --epochs 6 "
+    "--lr 0.02 --precision bf16 --threads 1 --workers 1"
 )
 FINETUNE = (
-    "--detector fcos --backbone resnet18 --fraction 0.1 --steps 400 --batch-size 8 --image-size 192 "
-    "--fpn-channels 96 --head-convs 2 --batch-norm train --lr 0.015 --threads 1 --workers 1"
+    f"--detector fcos --backbone {person.BACKBONE} --fraction 0.1 --steps 320 --batch-size 8 --image-size 224 "
+    "--fpn-channels 96 --head-convs 2 --batch-norm frozen --precision fp32 --lr 0.015 --threads 1 --workers 1"
 )
 BASE = "lambda-0.5"  # DenseCL as it was published: part of every study
 WEIGHTS = {f"lambda-{weight:g}": weight for weight in (0, 0.3, 0.5, 0.7, 1)}
@@ -40,7 +43,7 @@ STUDIES: dict[str, dict[str, str]] = {
     "matching": {BASE: "most similar cell", "geometric": "true cell", "random": "any cell"},
     "negatives": {BASE: "pooled, one vector an image", "dense-negatives": "one cell an image"},
 }
-SCRATCH = "scratch"
+START = "imagenet"
 
 
 class Bench:
@@ -48,22 +51,27 @@ class Bench:
 
     def __init__(self, data: Path, runs: Path) -> None:
         self.data, self.runs = data, runs
-        self.photos = photographs(data, runs)
+        bench = person.Bench(data, runs)
+        bench.prepare()
+        self.photos, self.weights = bench.photos, bench.weights
 
     def start(self, variant: str, number: int) -> str:
-        """What `--init` says of a backbone: the folder of its pre-training with this seed."""
-        return SCRATCH if variant == SCRATCH else str(self.runs / f"{variant}-{number}")
+        """What `--init` says of a backbone: ImageNet's, or the folder of its pre-training with this seed."""
+        return str(self.weights if variant == START else self.runs / f"ablation-{variant}-{number}")
 
     def pretrain(self, variant: str, number: int) -> None:
         """Train a backbone, and count its exact matches."""
         named = {"variant": variant, "pretrain_seed": number}
         out = self.start(variant, number)
-        if variant != SCRATCH and not CELLS.found(cell="pretrain", **named):
-            words = f"pretrain --images {self.photos} {PRETRAIN} {VARIANTS[variant]} --seed {number} --out {out}"
+        if variant != START and not CELLS.found(cell="pretrain", **named):
+            words = (
+                f"pretrain --images {self.photos} --backbone-weights {self.weights} {PRETRAIN} {VARIANTS[variant]} "
+                f"--seed {number} --out {out}"
+            )
             until_finished(words, minutes=14)
             CELLS.finish({"cell": "pretrain", **named, **pretrained(Path(out)), "command": f"selfdet {words}"})
         if not CELLS.found(cell="match", **named):
-            figures = match_cell(self.photos, "random" if variant == SCRATCH else out)
+            figures = match_cell(self.photos, out, person.BACKBONE)
             CELLS.finish({"cell": "match", **named, "image_size": 224, "pairs": 256, **figures})
 
     def finetune(self, variant: str, number: int, seed: int) -> None:
@@ -72,7 +80,7 @@ class Bench:
         if CELLS.found(cell="finetune", **named):
             return
         images = f"--images {self.data}/images"
-        out = self.runs / f"finetuned-{variant}-{number}-{seed}"
+        out = self.runs / f"ablation-finetuned-{variant}-{number}-{seed}"
         words = (
             f"finetune --init {self.start(variant, number)} --data {self.data}/train.json {images} {FINETUNE} "
             f"--seed {seed} --out {out}"
@@ -89,7 +97,7 @@ def table(study: str) -> str:
         "| pre-training | exact matches | seeds | AP | AP50 | AP of each seed |",
         "|---|---|---|---|---|---|",
     ]
-    for variant, shown in {SCRATCH: "none", **STUDIES[study]}.items():
+    for variant, shown in {START: "none: ImageNet's weights", **STUDIES[study]}.items():
         cells = CELLS.found(cell="finetune", variant=variant)
         if cells:
             ap, ap50 = (spread([100 * cell[key] for cell in cells]) for key in ("AP", "AP50"))
@@ -109,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="print the tables of the finished cells only")
     parser.add_argument("--data", type=Path, default=Path("../shared/data/coco-person-mini"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/person"))
     parser.add_argument("--only", nargs="+", choices=list(STUDIES), default=list(STUDIES))
     parser.add_argument("--pretrain-seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of fine-tuning")
@@ -119,7 +127,7 @@ def main() -> None:
         for number in options.pretrain_seeds:
             for seed in options.seeds:
                 for study in options.only:
-                    for variant in (SCRATCH, *STUDIES[study]):
+                    for variant in (START, *STUDIES[study]):
                         bench.pretrain(variant, number)
                         bench.finetune(variant, number, seed)
     for study in options.only:

@@ -24,7 +24,7 @@ FINETUNE = (
 )
 
 
-def match_cell(photos: Path, start: str) -> dict[str, Any]:
+def match_cell(photos: Path, start: str, backbone: str = "resnet18") -> dict[str, Any]:
     """Match accuracy at 224 px of a backbone, or of the untrained one, on one fixed set of view pairs."""
     import torch
 
@@ -33,8 +33,8 @@ def match_cell(photos: Path, start: str) -> dict[str, Any]:
     from selfdet.training.health import MatchProbe
 
     torch.manual_seed(0)
-    backbone, _ = load_backbone("resnet18", None if start == "random" else start)
-    return MatchProbe(list_images(photos), 224, seed=1, device="cpu", pairs=256)(backbone)
+    net, _ = load_backbone(backbone, None if start == "random" else start)
+    return MatchProbe(list_images(photos), 224, seed=1, device="cpu", pairs=256)(net)
 
 
 def pretrained(run: Path) -> dict[str, Any]:
