@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.detectors.scenes import SMALL, sample, small_fcos
 
-from selfdet.detectors.base import Part
+from selfdet.detectors.network import Part
 
 
 def test_prepare_normalises_and_pads_without_resizing():

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from tests.detectors.scenes import small_fcos
 
-from selfdet.detectors.base import Part
+from selfdet.detectors.network import Part
 from selfdet.errors import UserError
 from selfdet.models.backbones import build_backbone
 from selfdet.training.transfer import transfer

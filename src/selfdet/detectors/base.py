@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from selfdet.data.masks import encode_masks
 from selfdet.data.pixels import normalise
 from selfdet.data.sample import Sample
 from selfdet.detectors._torchvision_rcnn import paste
+from selfdet.detectors.network import Network, Part
 from selfdet.models.backbones import Backbone, evaluating
 
 UNPACKED = 2**25  # pixels of masks that are unpacked at a time: a hundred of a large photograph would fill a gigabyte
@@ -63,31 +63,9 @@ class Regions:
     figures: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a detector: regular expressions matching the start of its names in `.net.state_dict()`.
+class Detector(Network):
+    """A library's detector in `.net`, with images going in as `Sample`s and boxes coming out in original pixels."""
 
-    `reinit` marks the last layers, which depend on the classes and start afresh when weights are handed over.
-    """
-
-    patterns: list[str]
-    reinit: bool = False
-
-    def holds(self, name: str) -> bool:
-        """Whether a name of `.net.state_dict()` belongs to this part."""
-        return any(re.match(pattern, name) for pattern in self.patterns)
-
-
-class Detector(nn.Module, ABC):
-    """A library's detector in `.net`, with images going in as `Sample`s and boxes coming out in original pixels.
-
-    Nothing here branches on `.training`; the network's batch norm does, except where `frozen_norms` names it: those
-    stay in evaluation mode whatever `train()` is told.
-    """
-
-    net: nn.Module
-    backbone: Backbone
-    num_classes: int
     size_divisor: int
     # How many proposals of an image the box domain takes, where the method's authors say; None: all.
     boxes_per_image: ClassVar[int | None] = None
@@ -97,13 +75,8 @@ class Detector(nn.Module, ABC):
     labels_only: ClassVar[Part] = Part([])
 
     def __init__(self, net: nn.Module, backbone: Backbone, num_classes: int) -> None:
-        super().__init__()
-        self.net = net
-        # Not registered as a child: its weights are the net's own and must not appear under a second name.
-        object.__setattr__(self, "backbone", backbone)
-        self.num_classes = num_classes
+        super().__init__(net, backbone, num_classes)
         self.size_divisor = 32
-        self.frozen_norms: set[str] = set()
 
     @abstractmethod
     def body(self, tensor: Tensor, net: nn.Module | None = None) -> dict[str, Tensor]:
@@ -152,17 +125,6 @@ class Detector(nn.Module, ABC):
         are taken where there are more than `samples` (as many as the method's authors took if None). `losses`: also
         run and train the box branch. No labels are read.
         """
-
-    @abstractmethod
-    def parts(self, keep_box_outputs: bool = False) -> dict[str, Part]:
-        """The parts by name, from the images to the last layers; together they cover `.net.state_dict()` once.
-
-        With `keep_box_outputs` the layers that give boxes, which don't depend on the classes, count to the head.
-        """
-
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """Plain values that rebuild this detector and say how its images are prepared."""
 
     def prepare(self, samples: Sequence[Sample]) -> Batch:
         """Samples normalised with the backbone's statistics and padded to a common multiple of `size_divisor`.
@@ -214,13 +176,6 @@ class Detector(nn.Module, ABC):
                 for row, sample, detections in zip(rows, members, self.detections(self.prepare(members))):
                     found[row] = _in_original_pixels(detections, sample)
         return [found[row] for row in range(len(samples))]
-
-    def train(self, mode: bool = True) -> Detector:
-        """Training or evaluation mode of everything but the frozen batch norm."""
-        super().train(mode)
-        for name in self.frozen_norms:
-            self.net.get_submodule(name).eval()
-        return self
 
 
 def _target(sample: Sample, device: torch.device) -> dict[str, Tensor]:

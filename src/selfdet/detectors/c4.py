@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selfdet.detectors._torchvision import ExactAnchorGenerator
 from selfdet.detectors._torchvision_rcnn import ExactScaleRoIAlign, FasterRCNN, FastRCNNPredictor
 from selfdet.detectors.anchors import RATIOS, working_scale
-from selfdet.detectors.base import Part
+from selfdet.detectors.network import Part
 from selfdet.detectors.two_stage import TwoStage, rcnn_settings
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone, Trunk

@@ -12,9 +12,10 @@ from selfdet.detectors._torchvision_rcnn import (
     mask_loss,
     mask_probabilities,
 )
-from selfdet.detectors.base import Batch, Part
+from selfdet.detectors.base import Batch
 from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.detectors.faster_rcnn import check_rcnn, pyramid_settings
+from selfdet.detectors.network import Part
 from selfdet.detectors.two_stage import TwoStage
 from selfdet.models.backbones import Backbone
 

@@ -21,7 +21,8 @@ from selfdet.detectors._torchvision import (
     net_detections,
     net_losses,
 )
-from selfdet.detectors.base import Batch, Detector, Part, Regions
+from selfdet.detectors.base import Batch, Detector, Regions
+from selfdet.detectors.network import Part
 from selfdet.detectors.sampling import choose
 from selfdet.detectors.settings import check_detector, image_settings
 from selfdet.errors import UserError

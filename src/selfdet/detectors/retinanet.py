@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from selfdet.detectors._torchvision import ExactAnchorGenerator, RetinaNet, retinanet_head
 from selfdet.detectors.anchors import RATIOS, level_sides
-from selfdet.detectors.base import Part
 from selfdet.detectors.batch_norm import apply_batch_norm
+from selfdet.detectors.network import Part
 from selfdet.detectors.one_stage import OneStage, check_one_stage, one_stage_parts, one_stage_settings
 from selfdet.models.backbones import Backbone
 from selfdet.models.fpn import BackboneWithFPN

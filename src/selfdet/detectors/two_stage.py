@@ -22,7 +22,8 @@ from selfdet.detectors._torchvision_rcnn import (
     rpn_boxes,
     training_rois,
 )
-from selfdet.detectors.base import Batch, Detector, Part, Regions
+from selfdet.detectors.base import Batch, Detector, Regions
+from selfdet.detectors.network import Part
 from selfdet.detectors.sampling import ObjectsFirst
 from selfdet.detectors.settings import image_settings
 from selfdet.models.backbones import Backbone, evaluating

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from selfdet.detectors.base import Detector, Part
+from selfdet.detectors.base import Detector
+from selfdet.detectors.network import Part
 from selfdet.errors import UserError
 
 # Mask R-CNN is Faster R-CNN on a pyramid with a branch for masks.

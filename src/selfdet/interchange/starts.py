@@ -12,7 +12,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from selfdet.data.labels import Labels
-from selfdet.detectors.base import Detector, Part
+from selfdet.detectors.base import Detector
+from selfdet.detectors.network import Part
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.interchange.relatives import handed_over, options_for

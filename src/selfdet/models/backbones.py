@@ -115,7 +115,7 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
         return _torchvision_resnet(name, pretrained)
     if not timm.is_model(name.removeprefix("timm/")):
         raise UserError(f"unknown backbone {name!r}", f"nearest: {', '.join(nearest_names(name)) or 'none'}")
-    return _timm_network(name, pretrained)
+    return timm_backbone(name, pretrained)
 
 
 def nearest_names(name: str) -> list[str]:
@@ -160,9 +160,14 @@ def _timm_maps(net: nn.Module, x: Tensor, indices: tuple[int, ...]) -> dict[str,
     return OrderedDict((str(level), features) for level, features in enumerate(maps))
 
 
-def _timm_network(name: str, pretrained: bool) -> Backbone:
+def timm_backbone(name: str, pretrained: bool, output_stride: int | None = None) -> Backbone:
+    """timm's network of this name, dilated where an `output_stride` is given.
+
+    Raises: UserError when timm can't build it so.
+    """
     library_name = name.removeprefix("timm/")
-    getter = _fetch(name, partial(_any_size, library_name, pretrained))
+    asked = {} if output_stride is None else {"output_stride": output_stride}
+    getter = _fetch(name, partial(_any_size, library_name, pretrained, asked))
     # The getter prunes what lies behind the last map and keeps the rest as `.model`, under timm's own names.
     indices = tuple(getter.out_indices)[-LEVELS:]
     return Backbone(
@@ -177,12 +182,13 @@ def _timm_network(name: str, pretrained: bool) -> Backbone:
     )
 
 
-def _any_size(library_name: str, pretrained: bool) -> nn.Module:
+def _any_size(library_name: str, pretrained: bool, asked: dict[str, Any]) -> nn.Module:
     """The network in the form that takes images of any size: transformers need to be told, others refuse to be."""
+    form: dict[str, Any] = {"pretrained": pretrained, "features_only": True, "feature_cls": "getter", **asked}
     options: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
     for option in options:
         try:
-            return timm.create_model(library_name, pretrained, features_only=True, feature_cls="getter", **option)
+            return timm.create_model(library_name, **form, **option)
         except TypeError as error:
             if not any(name in str(error) for name in option):
                 raise

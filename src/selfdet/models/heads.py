@@ -1,4 +1,4 @@
-"""Projection heads: from the last feature map to embeddings."""
+"""Heads on the last feature map: projections to embeddings, and the classes of its cells."""
 
 from __future__ import annotations
 
@@ -45,3 +45,19 @@ class DenseHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C, H, W) features to (B, out, S, S) embeddings, not normalised; S = grid, or H and W without one."""
         return self.last(functional.relu(self.first(self.pool(features))))
+
+
+class FCNHead(nn.Sequential):
+    """Scores of each cell: 3×3 convolutions with batch norm, a quarter as wide as the map, and a 1×1 classifier.
+
+    With one convolution it is that of torchvision's FCN, name for name.
+    Source: FCN, arXiv 1411.4038, in the form of DenseCL's benchmark: two convolutions, dropout 0.1.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, convs: int = 2, dropout: float = 0.1) -> None:
+        hidden = max(1, in_channels // 4)
+        layers: list[nn.Module] = []
+        for number in range(convs):
+            layers += [nn.Conv2d(in_channels if number == 0 else hidden, hidden, 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(hidden), nn.ReLU()]
+        super().__init__(*layers, nn.Dropout(dropout), nn.Conv2d(hidden, num_classes, 1))
