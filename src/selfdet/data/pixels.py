@@ -120,21 +120,25 @@ def gaussian_blur(image: Floats, sigma: float) -> Floats:
 
 def _convolve(image: Floats, taps: Floats, axis: int) -> Floats:
     """Convolve `image` along `axis` with the symmetric kernel whose centre and one side are `taps`."""
-    radius, length = len(taps) - 1, image.shape[axis]
+    radius, (_, height, width) = len(taps) - 1, image.shape
     # Reflection repeats when the kernel is longer than the image, which np.pad handles and slicing would not.
     margins = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
-    padded = np.pad(image, margins, mode="reflect" if length > 1 else "edge")
-
-    def window(start: int) -> Floats:
-        view: Floats = padded[:, start : start + length] if axis == 1 else padded[:, :, start : start + length]
-        return view
-
-    total = window(radius) * taps[0]
-    for distance in range(1, radius + 1):
-        pair = window(radius - distance) + window(radius + distance)
-        pair *= taps[distance]
-        total += pair
-    return total
+    padded = np.pad(image, margins, mode="reflect" if image.shape[axis] > 1 else "edge")
+    result = np.empty_like(image)
+    # A channel at a time stays in the cache, and as one row of numbers a shift along either axis is one long loop.
+    step = width if axis == 1 else 1
+    length = padded[0].size - 2 * radius * step
+    total, pair = np.empty(padded[0].size, np.float32), np.empty(length, np.float32)
+    for channel, out in zip(padded.reshape(3, -1), result):
+        np.multiply(channel[radius * step :][:length], taps[0], out=total[:length])
+        for distance in range(1, radius + 1):
+            before, after = (radius - distance) * step, (radius + distance) * step
+            np.add(channel[before:][:length], channel[after:][:length], out=pair)
+            np.multiply(pair, taps[distance], out=pair)
+            total[:length] += pair
+        # Where a shift along rows ran over the end of one, it filled the columns that are left out here.
+        out[:] = total.reshape(padded.shape[1:])[:height, :width]
+    return result
 
 
 def to_uint8(image: Floats) -> Tensor:

@@ -152,6 +152,10 @@ class ViewDataset:
     paths: Sequence[str | Path]
     views: TwoViews
 
+    def __post_init__(self) -> None:
+        # As texts: a loader process holds them all, and a Path takes ten times as much.
+        object.__setattr__(self, "paths", [str(path) for path in self.paths])
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -160,8 +164,8 @@ class ViewDataset:
 
         Raises: `UnreadableImage` when the file cannot be decoded.
         """
-        path = self.paths[index]
-        return replace(self.views(read_image(path), epoch, index), path=str(path))
+        path = str(self.paths[index])
+        return replace(self.views(read_image(path), epoch, index), path=path)
 
 
 def collate_views(pairs: Sequence[ViewPair]) -> ViewBatch:
