@@ -17,6 +17,7 @@ from selfdet.drawing.comparison_figures import _ticks
 from selfdet.drawing.comparison_files import results
 from selfdet.evaluation.comparison import Comparison
 
+NONE = {"small": None, "heavy_occlusion": None}
 EVIL = '<script>alert("x")</script>'
 
 
@@ -90,6 +91,28 @@ def test_masks_have_verdicts_and_bars_of_their_own(usual: Usual) -> None:
     assert "AP of masks against scratch" in text
     assert "What was measured, by AP of masks" in text
     assert (out / "pictures" / "ap_masks.png").is_file()
+
+
+def test_the_miss_rate_has_verdicts_columns_and_figures_where_it_was_measured(usual: Usual, tmp_path: Path) -> None:
+    gains = {"scratch": 0.0, "imagenet": -0.03, "aligndet": -0.05}
+    cells = [
+        cell(start, seed, 0.2, miss_rate={"all": 0.8 + gain + 0.001 * seed, "reasonable": None} | NONE)
+        for start, gain in gains.items()
+        for seed in range(5)
+    ]
+    comparison = Comparison(STARTS, cells, len(cells), {}, {})
+    text = page(tmp_path, comparison)
+    assert "−5.0 MR⁻² with 20 images, 95 % −5.0…−5.0, n = 5" in text
+    assert "MR all" in text
+    assert "MR reasonable" not in text
+    assert "MR⁻²" not in usual[1]
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["MR all"]) for row in rows] == [each["miss_rate"]["all"] for each in cells]
+    found = results(comparison, STARTS)
+    assert found["table"][0]["MR all"]["mean"] == pytest.approx(0.802)
+    assert [each["mean"] for each in found["miss_rates"]] == [pytest.approx(-0.03), pytest.approx(-0.05)]
+    assert "MR all" not in results(usual[2], STARTS)["table"][0]
 
 
 def test_shots_are_named_with_the_images_that_they_are(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def given(scenes: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFacto
         "data": str(folder / "scenes" / "train.json"),
         "val_data": str(folder / "scenes" / "val.json"),
         "out": str(folder / "out"),
+        "miss_rate": True,
         **COMPARE,
     }
 
@@ -105,7 +106,10 @@ def test_a_cell_is_evaluated_once_on_val_data_and_its_curve_is_of_other_images(
 ) -> None:
     cell = cells(given)["pre-0.4-s0"]
     run = Path(given["out"]) / "cells" / "pre-0.4-s0"
-    assert cell["AP"] == evaluate(init=str(run), data=given["val_data"], precision="fp32", threads=1)["AP"]
+    scores = evaluate(init=str(run), data=given["val_data"], miss_rate=True, precision="fp32", threads=1)
+    assert cell["AP"] == scores["AP"]
+    assert cell["miss_rate"] == scores["miss_rate"]
+    assert "miss_rate" not in cells(given)["rate-pre-1"]  # there it chooses nothing
     assert cell["images"] == 5
     assert [step for step, _ in cell["curve"]] == [0, 2]
     assert cell["outside"] == 4
@@ -138,7 +142,8 @@ def test_a_finished_comparison_is_left_as_it_is(
     monkeypatch.setattr("selfdet.verbs.compare_cells.finetune", None)  # nothing is trained
     before = {file: file.read_bytes() for file in Path(given["out"]).rglob("*") if file.is_file()}
     words = {name: list(map(str, value)) if isinstance(value, list) else value for name, value in given.items()}
-    assert cli.main(["compare", *flags(words), "--resume", "--json"]) == 0
+    del words["miss_rate"]
+    assert cli.main(["compare", *flags(words), "--miss-rate", "--resume", "--json"]) == 0
     answer = capsys.readouterr().out
     assert json.loads(answer)["finished"] is True
     assert answer.count("\n") == 1

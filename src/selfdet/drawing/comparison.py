@@ -14,7 +14,7 @@ from selfdet.drawing.comparison_tables import class_rows, rate_rows, score_table
 from selfdet.drawing.report import Code, Item, Picture, Points, Section, Table, Text, write_report
 from selfdet.drawing.run_settings import shown
 from selfdet.evaluation.choice import ASKED, answer, choose
-from selfdet.evaluation.comparison import Comparison, amounts, classes, difference, rates
+from selfdet.evaluation.comparison import MISS_KEYS, Comparison, amounts, classes, difference, rates
 from selfdet.evaluation.differences import verdict
 from selfdet.evaluation.savings import Equivalent, equivalents, reaches
 from selfdet.training.log import duration
@@ -39,6 +39,7 @@ def write_comparison(out: Path, comparison: Comparison) -> dict[str, Any]:
             _gains(comparison, names, pictures),
             _labels(comparison, names, pictures),
             _steps(comparison, names, pictures),
+            *_missed(comparison, names),
             *_classes(comparison, names),
             Section("All scores", [score_table(comparison, names)]),
         ]
@@ -161,6 +162,31 @@ def _steps(comparison: Comparison, names: Mapping[str, str], pictures: Path) -> 
         ),
     )
     return Section("Does it learn faster?", items)
+
+
+def _missed(comparison: Comparison, names: Mapping[str, str]) -> Iterator[Section]:
+    """Verdicts on the miss rate, where it was measured."""
+    if not comparison.miss_keys:
+        return
+    base = names[comparison.base]
+    rows: list[list[str | int | float | None]] = [
+        [
+            MISS_KEYS[key].replace("_", " "),
+            names[start],
+            unbroken(verdict(difference(comparison, start, amount, key=key), amount.words, "MR⁻²")),
+        ]
+        for key in comparison.miss_keys
+        for amount in amounts(comparison)
+        for start in list(names)[1:]
+    ]
+    about = (
+        "The share of objects that a detector misses at 0.01 to 1 false alarms an image, the log-average of nine such "
+        "shares: what pedestrian detectors are measured by. Less is better, so an improvement has a minus."
+    )
+    items: list[Item] = [Text(about)]
+    if rows:
+        items.append(Table(["objects", "start", f"against {base}"], rows, "Points of MR⁻², seed by seed."))
+    yield Section("Miss rate", items)
 
 
 def _classes(comparison: Comparison, names: Mapping[str, str]) -> Iterator[Section]:

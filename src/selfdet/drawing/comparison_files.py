@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from selfdet.evaluation.choice import ASKED, Answer, Choice, answer, choose, level, sureness
-from selfdet.evaluation.comparison import KEYS, Amount, Comparison, amounts, classes, difference, rates, table
+from selfdet.evaluation.comparison import (
+    KEYS,
+    MISS_KEYS,
+    Amount,
+    Comparison,
+    amounts,
+    classes,
+    difference,
+    rates,
+    table,
+)
 from selfdet.evaluation.differences import Difference, verdict
 from selfdet.evaluation.savings import equivalents, reaches
 from selfdet.training.rundir import write_text
@@ -35,15 +45,17 @@ LAST = ("images", "seconds", "command")
 
 
 def write_csv(out: Path, comparison: Comparison) -> None:
-    """Write a line for every finished cell; AP in 0…1, empty where there is none."""
+    """Write a line for every finished cell; scores in 0…1, empty where there is none."""
     names = classes(comparison)
     masks = [f"mask_{key}" for key in KEYS] if len(comparison.kinds) > 1 else []
+    missed = comparison.miss_keys
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*FACTS, *KEYS, *masks, *(f"AP of {name}" for name in names), *LAST])
+    writer.writerow([*FACTS, *KEYS, *masks, *missed, *(f"AP of {name}" for name in names), *LAST])
     for cell in comparison.cells:
         own = [cell.get(key) for key in (*FACTS, *KEYS)]
         own += [cell.get("mask", {}).get(key.removeprefix("mask_")) for key in masks]
+        own += [cell.get("miss_rate", {}).get(MISS_KEYS[key]) for key in missed]
         own += [cell.get("per_class", {}).get(name) for name in names]
         writer.writerow([*own, *(cell.get(key) for key in LAST)])
     write_text(out, file.getvalue())
@@ -92,6 +104,19 @@ def results(comparison: Comparison, names: Mapping[str, str]) -> dict[str, Any]:
             for amount in own
             for start in others
             for found in [difference(comparison, start, amount, of)]
+        ],
+        "miss_rates": [
+            {
+                "start": start,
+                "of": MISS_KEYS[key],
+                **_amount(amount),
+                **_difference(found),
+                "verdict": verdict(found, amount.words, "MR⁻²"),
+            }
+            for key in comparison.miss_keys
+            for amount in own
+            for start in others
+            for found in [difference(comparison, start, amount, key=key)]
         ],
         "per_class": [
             {"start": start, "class": name, **_amount(amount), **_difference(found)}

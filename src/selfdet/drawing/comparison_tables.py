@@ -21,14 +21,17 @@ Rows = list[list[Cell]]
 def score_table(comparison: Comparison, names: Names) -> Table:
     """Mean ± sample standard deviation of every score that was measured."""
     rows = table(comparison)
-    keys = [key for key in KEYS if any(row.values[key] is not None for row in rows)]
+    keys = [key for key in (*KEYS, *comparison.miss_keys) if any(row.values[key] is not None for row in rows)]
     cells: Rows = [
         [row.amount.words, names[row.start], row.of, row.n, *(_spread(row.values[key]) for key in keys)] for row in rows
     ]
-    header = ["labels", "start", "of", "n", *(SHOWN[key] for key in keys)]
+    header = ["labels", "start", "of", "n", *(SHOWN.get(key, key.replace("_", " ")) for key in keys)]
     if len(comparison.kinds) == 1:
         header, cells = [*header[:2], *header[3:]], [[*row[:2], *row[3:]] for row in cells]
-    return Table(header, cells, "COCO AP in %, mean ± sample standard deviation over n seeds.")
+    about = "COCO AP in %, mean ± sample standard deviation over n seeds."
+    if comparison.miss_keys:
+        about += " MR: the log-average miss rate, of which less is better."
+    return Table(header, cells, about)
 
 
 def _spread(value: tuple[float, float | None] | None) -> str | None:

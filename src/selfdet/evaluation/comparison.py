@@ -13,6 +13,8 @@ from typing import Any
 from selfdet.evaluation.differences import TAIL, Difference, paired
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+# Log-average miss rates of boxes, where cells have them: each with its name in a cell's "miss_rate".
+MISS_KEYS = {f"MR {name}": name for name in ("all", "reasonable", "small", "heavy_occlusion")}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ class Comparison:
     def kinds(self) -> list[str]:
         """What AP is of: boxes, and masks where a cell has them."""
         return ["boxes", "masks"] if any("mask" in cell for cell in self.finetuned) else ["boxes"]
+
+    @property
+    def miss_keys(self) -> list[str]:
+        """Those of `MISS_KEYS` that a cell has a figure of."""
+        found = [cell["miss_rate"] for cell in self.finetuned if "miss_rate" in cell]
+        return [key for key, name in MISS_KEYS.items() if any(rates[name] is not None for rates in found)]
 
 
 @dataclass(frozen=True)
@@ -107,11 +115,13 @@ def scores(
 ) -> dict[int, float]:
     """Seed → score in 0…1 of one start with one amount of labels; seeds without this score are left out.
 
-    `key`: one of `KEYS`; `of`: boxes or masks; `name`: a class, whose AP it then is.
+    `key`: one of `KEYS` or `MISS_KEYS`; `of`: boxes or masks; `name`: a class, whose AP it then is.
     """
     found = {}
     for seed, cell in sorted(cells_of(comparison, start, amount).items()):
         own = cell.get("mask", {}) if of == "masks" else cell
+        if key in MISS_KEYS:
+            own = {key: own.get("miss_rate", {}).get(MISS_KEYS[key])}
         value = own.get(key) if name is None else own.get("per_class", {}).get(name)
         if value is not None:
             found[seed] = float(value)
@@ -140,7 +150,8 @@ def table(comparison: Comparison) -> list[Row]:
             if not cells_of(comparison, start, amount):
                 continue
             for of in comparison.kinds:
-                found = {key: list(scores(comparison, start, amount, key, of).values()) for key in KEYS}
+                keys = [*KEYS, *comparison.miss_keys]
+                found = {key: list(scores(comparison, start, amount, key, of).values()) for key in keys}
                 values = {key: _spread(each) for key, each in found.items()}
                 rows.append(Row(start, amount, of, len(found["AP"]), values))
     return rows
@@ -160,14 +171,15 @@ def difference(
     *,
     base: str | None = None,
     name: str | None = None,
+    key: str = "AP",
     tail: float = TAIL,
 ) -> Difference | None:
     """AP of `start` minus that of `base` (the first start if None) over the seeds that both have.
 
-    `name`: a class, whose AP it then is; `tail`: see `paired`.
+    `name`: a class, whose AP it then is; `key`: another score, see `scores`; `tail`: see `paired`.
     """
-    first = scores(comparison, comparison.base if base is None else base, amount, of=of, name=name)
-    return paired(first, scores(comparison, start, amount, of=of, name=name), tail)
+    first = scores(comparison, comparison.base if base is None else base, amount, key, of, name)
+    return paired(first, scores(comparison, start, amount, key, of, name), tail)
 
 
 def classes(comparison: Comparison) -> list[str]:

@@ -56,18 +56,18 @@ def paired(base: Mapping[int, float], other: Mapping[int, float], tail: float = 
     return Difference(mean, mean - half, mean + half, n)
 
 
-def verdict(difference: Difference | None, labels: str) -> str:
-    """What may be said of a difference of AP, in words; `labels` says with how many labels, such as "10 images"."""
+def verdict(difference: Difference | None, labels: str, score: str = "AP") -> str:
+    """What may be said of a difference of a score in words; `labels` says with how many labels, such as "10 images"."""
     if difference is None:
         return f"not measured with {labels}"
     mean, low, high = (points(value) for value in (difference.mean, difference.low, difference.high))
     if difference.n == 1:
-        return f"{mean} AP with {labels}, one seed: too few to tell from chance"
+        return f"{mean} {score} with {labels}, one seed: too few to tell from chance"
     kind = "95 %" if difference.is_interval else "range"
     bounds = f"{kind} {low}…{high}, n = {difference.n}"
     if difference.found:
-        return f"{mean} AP with {labels}, {bounds}"
-    return f"no difference found with {labels} ({mean} AP, {bounds})"
+        return f"{mean} {score} with {labels}, {bounds}"
+    return f"no difference found with {labels} ({mean} {score}, {bounds})"
 
 
 def points(value: float) -> str:

@@ -59,6 +59,7 @@ def compare(
     clip: float = 10.0,
     curve_points: int = 5,
     outside_images: int = 200,
+    miss_rate: bool = False,
     keep_weights: bool = True,
     workers: int | None = None,
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
@@ -102,6 +103,7 @@ def compare(
         curve_points: evaluations of a cell on training images outside its labels, for its curve, and one before the
             first step; 0 for none.
         outside_images: how many such images at most, for curves and for learning rates.
+        miss_rate: measure the log-average miss rate of each cell beside AP, as is usual for pedestrians.
         keep_weights: keep the detector of each cell.
         workers: loader processes; chosen from the cores if not given.
         precision: auto takes bf16 where the hardware multiplies it.
@@ -168,6 +170,7 @@ def compare(
         precision=runtime.precision,
         workers=workers,
         keep_weights=keep_weights,
+        miss_rate=miss_rate,
     )
     config = {
         "verb": "compare",
@@ -196,6 +199,8 @@ def compare(
         **bench.flags,
         "curve_points": curve_points,
         "outside_images": outside_images,
+        # Comparisons that don't measure it are those of before it could be measured.
+        **({"miss_rate": True} if miss_rate else {}),
         "precision": bench.precision,
         "threads": bench.threads,
     }

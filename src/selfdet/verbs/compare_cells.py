@@ -68,6 +68,7 @@ class Bench:
     precision: str
     workers: int | None
     keep_weights: bool
+    miss_rate: bool
 
     def folder(self, cell: Cell) -> Path:
         """The run directory of a cell."""
@@ -164,7 +165,7 @@ def run_cell(bench: Bench, cell: Cell, lr: float, minutes: float) -> dict[str, A
             return _result(bench, cell, told, {"AP": None, "diverged": error.message}, time.monotonic() - begun)
         if not answer["finished"]:
             return None
-        asked: dict[str, Any] = {"data": bench.val_data, "images": bench.val_images}
+        asked: dict[str, Any] = {"data": bench.val_data, "images": bench.val_images, "miss_rate": bench.miss_rate}
         if cell.kind == "rate":
             asked = {"data": bench.file(cell.labels, "outside"), "images": bench.images}
         asked |= {"precision": bench.precision, "threads": bench.threads}
@@ -202,7 +203,7 @@ def _result(
     labels, amount, run = cell.labels, cell.labels.amount, RunDir(bench.folder(cell))
     size = {"shots": amount.shots} if amount.fraction is None else {"fraction": amount.fraction}
     rows = run.read_metrics() if cell.kind == "finetune" else []
-    kept = (*KEYS, "per_class", "mask", "images", "detections", "diverged")
+    kept = (*KEYS, "per_class", "mask", "miss_rate", "images", "detections", "diverged")
     return {
         "experiment": "compare",
         "kind": cell.kind,
