@@ -45,22 +45,17 @@ class DetectorStageSettings(StageSettings):
         momentum: of the teacher after the first step; it rises to 1.
         boxes_per_image: proposals taken of an image, the first ones; what the method's authors took if not given.
         samples: places that are compared, of an image or of a batch as the detector has it; 2048 if not given.
-    """
-
         teacher_rois: regions that an R-CNN's teacher compares: those that its own RPN finds (rpn, if not given), or the
             proposals alone, which is cheaper.
+    """
+
     temperature: float = 0.5
     momentum: float = 0.996
     boxes_per_image: int | None = None
     samples: int | None = None
-
-
     teacher_rois: Literal["rpn", "proposals"] | None = None
 
 
-def detector_length(call: Call, images: int, asked: StageSettings) -> Length:
-    """Batch and steps of this stage on so many images."""
-    return call.length(images, asked, call.by_device(cpu=8, gpu=16), defaults.box_domain_steps)
 def pretrain_detector(
     call: Call,
     records: Sequence[ImageRecord],
@@ -81,10 +76,10 @@ def pretrain_detector(
     backbone, report = load_backbone(about["backbone"], about["backbone_weights"])
     size = defaults.detection_size(records) if asked.image_size is None else Default(asked.image_size, ASKED)
     pixels = int(size.value)
-    check_options(about["detector"], options)
-    # Frozen whatever else is said: the statistics of a backbone that is not trained are those that it brings.
     if asked.teacher_rois is not None:
         options = {**options, "teacher_rois": asked.teacher_rois}
+    check_options(about["detector"], options)
+    # Frozen whatever else is said: the statistics of a backbone that is not trained are those that it brings.
     norms = {"batch_norm": "train" if train_backbone else "frozen"}
     net = DETECTORS[about["detector"]](1, backbone, **options, **norms, image_size=pixels)
     batch = defaults.batch_size(len(records), asked.batch_size, call.by_device(cpu=8, gpu=16), call.shares)
