@@ -52,7 +52,10 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # Not save_file: that one makes files only their owner can read, whatever the umask says.
-        unfinished.write_bytes(save(copies, dict(metadata)))
+        with unfinished.open("wb") as file:
+            file.write(save(copies, dict(metadata)))
+            file.flush()
+            os.fsync(file.fileno())  # a file that a run goes by when it is resumed is whole
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import NamedTuple
 
 from selfdet.data.labels import ImageRecord
 from selfdet.errors import UserError
 from selfdet.training.log import plural
+from selfdet.training.optimizers import OptimizerName
 
 ASKED = "asked"
 # Of this many images on a data set counts as large, for which the papers' ImageNet settings are taken, not COCO's.
@@ -93,6 +94,33 @@ def asked_steps(images: int, batch: int, epochs: int | None, steps: int | None) 
     return None
 
 
+class Length(NamedTuple):
+    """How long a stage is: images a step, steps, and how many of them are an epoch."""
+
+    batch: Default
+    steps: Default
+    per_epoch: int
+
+
+def length(
+    images: int,
+    *,
+    batch: int | None,
+    usual_batch: int,
+    shares: int,
+    epochs: int | None,
+    steps: int | None,
+    usual_steps: Callable[[int, int], Default],
+) -> Length:
+    """What was asked of batch, epochs and steps, else what is usual; `usual_steps(images, batch)`.
+
+    Raises: UserError, see `batch_size` and `asked_steps`.
+    """
+    chosen = batch_size(images, batch, usual_batch, shares)
+    size = int(chosen.value)
+    return Length(chosen, asked_steps(images, size, epochs, steps) or usual_steps(images, size), max(1, images // size))
+
+
 def contrastive_steps(images: int, batch: int) -> Default:
     """Optimiser steps of MoCo and DenseCL. Source: 200 epochs of ImageNet, 800 of COCO."""
     epochs, name = (200, "ImageNet") if images >= LARGE else (800, "COCO")
@@ -119,12 +147,13 @@ def finetune_steps(images: int, batch: int) -> Default:
     return Default(value, f"24 passes over {plural(images, 'labelled image')}, within 400…12,000 steps")
 
 
-def detector_lr(batch: int, detector: str) -> Default:
-    """Peak learning rate of SGD for the detector of this key, in both stages that train one.
+def detector_lr(batch: int, detector: str, optimizer: OptimizerName = "sgd") -> Default:
+    """Peak learning rate for the detector of this key, in both stages that train one.
 
-    Source: AlignDet: 0.02 at batch 16 for R-CNNs, 0.01 for one-stage detectors; in proportion to the batch.
+    Source: AlignDet: at batch 16 with SGD 0.02 for R-CNNs, 0.01 for one-stage detectors, with AdamW 0.0001; in
+    proportion to the batch.
     """
-    base = 0.02 if detector.endswith("rcnn") else 0.01
+    base = 1e-4 if optimizer == "adamw" else 0.02 if detector.endswith("rcnn") else 0.01
     return Default(base * batch / 16, f"{base} × {batch}/16, for {detector}")
 
 

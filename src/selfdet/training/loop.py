@@ -63,11 +63,13 @@ def fit(
     resume_from: Mapping[str, Any] | None = None,
     evaluate: Callable[[int], Mapping[str, Any]] | None = None,
     extra_state: Callable[[], Mapping[str, Any]] = dict,
+    keep: Callable[[int], None] = lambda step: None,
 ) -> int:
     """Train `method` until `recipe.steps`, or the time limit, and return the steps done; saved either way.
 
     `batches` yields (step, epoch, micro-batches of the step). `evaluate(step)` returns figures for metrics.jsonl;
-    where they hold "AP", the best is kept in best.pt. `extra_state()` joins each checkpoint.
+    where they hold "AP", the best is kept in best.pt. `extra_state()` joins each checkpoint. `keep(step)` is called at
+    the start and after each step, before a checkpoint counts it: what it writes is there in every continuation.
     Raises: UserError when a loss or gradient is not finite; Interrupted after saving when a signal says stop.
     """
     wrapped, optimizer = fabric.setup(method, optimizer)
@@ -98,8 +100,10 @@ def fit(
 
     stream = iter(batches)
     with Stop(60 * recipe.max_time) as stop, reporter.steps(recipe.steps, progress.step) as display:
-        if evaluate_every and progress.step == 0:
-            assess()
+        if progress.step == 0:
+            keep(0)
+            if evaluate_every:
+                assess()
         while progress.step < recipe.steps:
             with clock.waiting():
                 _, epoch, parts = next(stream)
@@ -124,6 +128,7 @@ def fit(
                 display.logged(step, epoch, {"loss": means["loss"], **means, "lr": rate}, speed, wait, clock.left(step))
             if evaluate_every and (done or step % evaluate_every == 0):
                 assess()
+            keep(step)
             asked = _agreed(stop.asked, fabric)
             if done or asked or step % recipe.save_every == 0:
                 save(run.last)

@@ -15,6 +15,8 @@ from selfdet.errors import UserError
 
 # Settings that may differ between a run and its continuation: they change no number.
 FREE_ON_RESUME = frozenset({"workers", "max_time", "save_every"})
+# Settings that runs of earlier versions don't name, and what they were in them.
+UNNAMED = {"optimizer": "sgd"}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,6 +64,7 @@ class RunDir:
         self.detector = top / "detector.safetensors"
         self.proposals = top / "proposals.json"
         self.pictures = top / "pictures" if whole is None else top / "pictures" / self.path.name
+        self.snapshots = top / "snapshots" if whole is None else top / "snapshots" / self.path.name
         self.report = top / "report.html"
 
     @classmethod
@@ -88,6 +91,10 @@ class RunDir:
             raise UserError(f"--out {run.path} cannot be written: {error.strerror}", "Name another folder") from None
         return run
 
+    def snapshot(self, epoch: int) -> Path:
+        """The file of the weights after so many epochs of this stage; 0: its start."""
+        return self.snapshots / f"epoch-{epoch:04d}.safetensors"
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved settings."""
         write_text(self.config_file, yaml.safe_dump(_plain(dict(config)), sort_keys=False, allow_unicode=True))
@@ -113,7 +120,7 @@ class RunDir:
         stored = dict(_flat(self.read_config()))
         asked = dict(_flat(yaml.safe_load(yaml.safe_dump(_plain(dict(config))))))
         for name in dict.fromkeys([*asked, *stored]):
-            if name in FREE_ON_RESUME or stored.get(name) == asked.get(name):
+            if name in FREE_ON_RESUME or stored.get(name, UNNAMED.get(name)) == asked.get(name):
                 continue
             raise UserError(
                 f"{self.config_file}: {name} is {stored.get(name)!r} in this run but {asked.get(name)!r} now",

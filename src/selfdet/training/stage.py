@@ -8,8 +8,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
-import torch
-
 from selfdet.data.images import Quarantine
 from selfdet.data.loader import TrainingDataset, training_batches
 from selfdet.errors import UserError
@@ -18,10 +16,12 @@ from selfdet.training.checkpoint import load_checkpoint
 from selfdet.training.defaults import Default, Policy
 from selfdet.training.log import Reporter, plural
 from selfdet.training.loop import fit
+from selfdet.training.optimizers import build_optimizer
 from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import RunDir
 from selfdet.training.runtime import Runtime
 from selfdet.training.schedule import Schedule
+from selfdet.training.snapshots import Snapshots
 from selfdet.training.stop import Interrupted
 from selfdet.training.transfer import TransferReport
 
@@ -93,18 +93,18 @@ class Stage:
         collate: Callable[[list[Any]], Any],
         weights: Weights,
         evaluate: Callable[[int], Mapping[str, Any]] | None = None,
+        snapshots: Snapshots | None = None,
     ) -> int:
-        """Train with SGD (momentum 0.9) over parameter `groups`; returns the steps done, fewer when the time was up.
+        """Train over parameter `groups` with the recipe's optimiser; returns the steps done, fewer when the time was up.
 
         `weights` says where in `method` the product is, so that a checkpoint can be used like a weights file.
         Raises: UserError (unreadable images above 5 %, a loss that is not finite), Interrupted after saving.
-        Source: DenseCL and AlignDet both train with SGD, momentum 0.9.
         """
         quarantine = Quarantine(len(dataset))
         if self.state is not None:
             quarantine.restore(self.state["quarantine"])
         try:
-            step = self._fit(method, groups, dataset, collate, weights, evaluate, quarantine)
+            step = self._fit(method, groups, dataset, collate, weights, evaluate, snapshots, quarantine)
         except (UserError, Interrupted) as error:
             self.reporter.record(str(error))  # the command line shows it
             raise
@@ -124,6 +124,7 @@ class Stage:
         collate: Callable[[list[Any]], Any],
         weights: Weights,
         evaluate: Callable[[int], Mapping[str, Any]] | None,
+        snapshots: Snapshots | None,
         quarantine: Quarantine,
     ) -> int:
         recipe, fabric = self.recipe, self.runtime.fabric
@@ -139,13 +140,13 @@ class Stage:
             world=fabric.world_size,
             quarantine=quarantine,
         )
-        optimizer = torch.optim.SGD(list(groups), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+        optimizer = build_optimizer(recipe.optimizer, groups, recipe.lr, recipe.weight_decay)
         with closing(cast(Generator[Any, None, None], batches)):  # its workers end with it
             return fit(
                 method,
                 batches,
                 optimizer,
-                Schedule(recipe.lr, recipe.steps, recipe.warmup_steps, recipe.schedule),
+                Schedule(recipe.lr, recipe.steps, recipe.warmup_steps, recipe.schedule, drops=recipe.lr_steps),
                 recipe,
                 self.run,
                 fabric,
@@ -153,6 +154,7 @@ class Stage:
                 resume_from=self.state,
                 evaluate=evaluate,
                 extra_state=lambda: {"quarantine": quarantine.reasons, "product": asdict(weights)},
+                keep=lambda step: None if snapshots is None else snapshots.keep(self.run, step),
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from selfdet.training.log import plural
 from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import check_out_is_new
 from selfdet.training.runtime import start_runtime
+from selfdet.training.snapshots import Snapshots, snapshot_epochs
 from selfdet.training.stage import Weights, default_workers, open_stage
 from selfdet.verbs.finetune_choices import (
     PartScales,
@@ -78,6 +79,7 @@ def finetune(
     threads: int = 0,
     log_every: int = 10,
     save_every: int = 100,
+    snapshots: Sequence[int] | None = None,
     evaluate_every: int | None = None,
     max_time: float = 0.0,
     resume: bool = False,
@@ -125,6 +127,7 @@ def finetune(
         threads: CPU threads of a process; 0 for torch's choice.
         log_every: steps between rows of metrics.jsonl.
         save_every: steps between checkpoints.
+        snapshots: epochs, 0 for the start, after which the weights are kept in OUT/snapshots/; none if not given.
         evaluate_every: steps between evaluations on val_data; five in a run if not given.
         max_time: minutes after which the run is saved and stopped; 0 for no limit.
         resume: continue the run in `out`.
@@ -144,11 +147,17 @@ def finetune(
     device, world = runtime.fabric.device, runtime.fabric.world_size
     torch.manual_seed(seed)
 
-    batch = defaults.batch_size(len(chosen), batch_size, BATCH, world * accumulate)
-    images_per_step = int(batch.value)
-    length = defaults.asked_steps(len(chosen), images_per_step, epochs, steps)
-    length = length or defaults.finetune_steps(len(chosen), images_per_step)
-    total = int(length.value)
+    length = defaults.length(
+        len(chosen),
+        batch=batch_size,
+        usual_batch=BATCH,
+        shares=world * accumulate,
+        epochs=epochs,
+        steps=steps,
+        usual_steps=defaults.finetune_steps,
+    )
+    images_per_step, total = int(length.batch.value), int(length.steps.value)
+    kept = snapshot_epochs(snapshots, total, length.per_epoch)
     rate = defaults.detector_lr(images_per_step, detector_of(start, detector)) if lr is None else Default(lr, ASKED)
     size = defaults.detection_size(labels.records) if image_size is None else Default(image_size, ASKED)
     pixels = int(size.value)
@@ -195,6 +204,7 @@ def finetune(
         "classes": labels.classes,
         "scale_jitter": list(scale_jitter),
         "lr_scale": asdict(scales),
+        "snapshots": kept or None,
         "precision": runtime.precision,
         "processes": world,
         **asdict(recipe),
@@ -211,7 +221,13 @@ def finetune(
         *(without_masks(dataset, held_out) if net.has_masks else ()),
         *advice(start, rate, weight_decay, asked=lr is not None, keep_box_outputs=keep_box_outputs),
         report=report,
-        choices={"batch size": batch, "steps": length, "learning rate": rate, "image size": size, "batch norm": norm},
+        choices={
+            "batch size": length.batch,
+            "steps": length.steps,
+            "learning rate": rate,
+            "image size": size,
+            "batch norm": norm,
+        },
     )
 
     net = runtime.place(net)
@@ -229,6 +245,7 @@ def finetune(
         collate_samples,
         Weights("detector.net.", note),
         evaluate=None if held_out is None else assess,
+        snapshots=Snapshots(kept, length.per_epoch, lambda file, at: save_detector(file, net, note | at)),
     )
     for path in [] if held_out is None else held_out.unreadable.paths:
         stage.reporter.line(f"unreadable, left out of the evaluation: {path}")

@@ -14,9 +14,9 @@ from selfdet.proposing.store import read_proposals
 from selfdet.training.log import Reporter
 from selfdet.training.rundir import RunDir, check_out_is_new
 from selfdet.training.runtime import start_runtime
-from selfdet.verbs.pretrain_backbone import pretrain_backbone
+from selfdet.verbs.pretrain_backbone import backbone_length, pretrain_backbone
 from selfdet.verbs.pretrain_boxes import ProposalSettings, are_proposals, pretrain_boxes
-from selfdet.verbs.pretrain_detector import DetectorStageSettings, pretrain_detector
+from selfdet.verbs.pretrain_detector import DetectorStageSettings, detector_length, pretrain_detector
 from selfdet.verbs.report import report_at_the_end
 from selfdet.verbs.stages import Call, StageSettings
 
@@ -68,6 +68,7 @@ def pretrain(
     threads: int = 0,
     log_every: int = 10,
     save_every: int = 100,
+    snapshots: Sequence[int] | None = None,
     max_time: float = 0.0,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -96,8 +97,8 @@ def pretrain(
             the images' own, at most 800.
         lr: peak learning rate; chosen from the number of images and the batch if not given.
         proposals_stage: how boxes are found and filtered.
-        backbone_stage: the five settings above for this stage alone.
-        detector_stage: the five settings above for this stage alone, and what only it has.
+        backbone_stage: the five settings above, and snapshots, for this stage alone.
+        detector_stage: the five settings above, and snapshots, for this stage alone, and what only it has.
         weight_decay: weight decay of SGD.
         dense_weight: λ, the dense loss's share of the total (densecl).
         dense_warmup: steps over which λ rises from 0 (densecl).
@@ -124,6 +125,8 @@ def pretrain(
         threads: CPU threads of a process; 0 for torch's choice.
         log_every: steps between rows of metrics.jsonl.
         save_every: steps between checkpoints.
+        snapshots: epochs, 0 for the start, after which each training stage keeps its weights in `snapshots/`; none if
+            not given.
         max_time: minutes after which the run is saved and stopped; 0 for no limit.
         resume: continue the run in `out`.
 
@@ -139,6 +142,8 @@ def pretrain(
             "--neck c4: such a detector has no neck or head to pre-train beside its backbone",
             "Add --stages backbone, and finetune from it with --detector faster_rcnn --neck c4",
         )
+    if snapshots and chosen == ["proposals"]:
+        raise UserError("--snapshots: finding boxes has no epochs", "Leave it out, or add a stage that trains")
     paths = list_images(images)
     runtime = start_runtime(devices=devices, nodes=nodes, precision=precision, threads=threads)
     call = Call(
@@ -164,7 +169,21 @@ def pretrain(
         "backbone_weights": backbone_weights,
         "detector": detector,
     }
-    shared = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "image_size": image_size, "lr": lr}
+    shared: dict[str, Any] = {
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "lr": lr,
+    }
+    shared["snapshots"] = snapshots
+    backbone_settings = (backbone_stage or StageSettings()).over(**shared)
+    detector_settings = (detector_stage or DetectorStageSettings()).over(**shared)
+    # A stage that comes later is checked now, not after days of the one before.
+    if "backbone" in chosen:
+        call.snapshots("backbone", backbone_settings, backbone_length(call, len(paths), backbone_settings))
+    if "detector" in chosen:
+        call.snapshots("detector", detector_settings, detector_length(call, len(paths), detector_settings))
     result: dict[str, Any] = {}
     run = RunDir(out, writes=False)
     complete = _has_all(run, chosen) and run.report.is_file()
@@ -184,7 +203,7 @@ def pretrain(
             call,
             paths,
             about,
-            (backbone_stage or StageSettings()).over(**shared),
+            backbone_settings,
             method=method,
             options=options,
             queue_length=queue_length,
@@ -201,7 +220,7 @@ def pretrain(
             call,
             read_proposals(result["proposals"], images),
             about | {"boxes": boxes},
-            (detector_stage or DetectorStageSettings()).over(**shared),
+            detector_settings,
             options={name: value for name, value in widths.items() if value is not None},
             train_backbone=train_backbone,
             clip=clip,

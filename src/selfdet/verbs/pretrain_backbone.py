@@ -18,15 +18,21 @@ from selfdet.methods.densecl import DenseCL
 from selfdet.methods.moco import MoCo
 from selfdet.methods.simclr import SimCLR
 from selfdet.training import defaults
-from selfdet.training.defaults import ASKED, Default
+from selfdet.training.defaults import ASKED, Default, Length
 from selfdet.training.health import MatchProbe, words
 from selfdet.training.log import plural
+from selfdet.training.snapshots import Snapshots
 from selfdet.training.stage import Weights
 from selfdet.verbs.stages import Call, StageSettings
 
 METHODS: dict[str, Callable[..., DenseCL | MoCo | SimCLR]] = {"densecl": DenseCL, "moco": MoCo, "simclr": SimCLR}
 VIEW_SIZE = 224
 LOOKS = 20  # looks at the matches in a run
+
+
+def backbone_length(call: Call, images: int, asked: StageSettings) -> Length:
+    """Batch and steps of this stage on so many images."""
+    return call.length(images, asked, call.by_device(cpu=64, gpu=256), defaults.contrastive_steps)
 
 
 def pretrain_backbone(
@@ -47,10 +53,9 @@ def pretrain_backbone(
     runtime = call.runtime
     torch.manual_seed(call.seed)
     net, report = load_backbone(about["backbone"], about["backbone_weights"])
-    batch = defaults.batch_size(len(paths), asked.batch_size, call.by_device(cpu=64, gpu=256), call.shares)
-    images_per_step = int(batch.value)
-    length = defaults.asked_steps(len(paths), images_per_step, asked.epochs, asked.steps)
-    length = length or defaults.contrastive_steps(len(paths), images_per_step)
+    length = backbone_length(call, len(paths), asked)
+    images_per_step, total = int(length.batch.value), int(length.steps.value)
+    snapshots = call.snapshots("backbone", asked, length)
     rate = defaults.contrastive_lr(len(paths), images_per_step, pretrained=about["backbone_weights"] is not None)
     rate = rate if asked.lr is None else Default(asked.lr, ASKED)
     queue = None if method == "simclr" else defaults.queue_length(len(paths))
@@ -64,13 +69,13 @@ def pretrain_backbone(
     net.check_image_size(size)
 
     recipe = call.recipe(
-        steps=int(length.value),
+        steps=total,
         batch_size=images_per_step,
         lr=rate.value,
         schedule="cosine",
         warmup_steps=0,
         clip=clip,
-        evaluate_every=max(25, int(length.value) // LOOKS),
+        evaluate_every=max(25, total // LOOKS),
     )
     if recipe.images_per_pass(call.processes) == 1 and size <= net.strides[-1]:
         raise UserError(
@@ -84,6 +89,7 @@ def pretrain_backbone(
         "method": method,
         "method_options": options,
         "image_size": size,
+        "snapshots": snapshots or None,
         "precision": runtime.precision,
         "processes": call.processes,
         **asdict(recipe),
@@ -94,7 +100,7 @@ def pretrain_backbone(
     stage.introduce(
         f"{method} on {plural(len(paths), 'image')} of {about['images']}; {runtime.describe}",
         report=report,
-        choices={"batch size": batch, "steps": length, "learning rate": rate}
+        choices={"batch size": length.batch, "steps": length.steps, "learning rate": rate}
         | ({} if queue is None else {"queue length": queue}),
     )
 
@@ -112,6 +118,11 @@ def pretrain_backbone(
         collate_views,
         Weights("encoder.backbone.net.", backbone_note(net, note)),
         evaluate=lambda step: probe(module.encoder.backbone),
+        snapshots=Snapshots(
+            snapshots,
+            length.per_epoch,
+            lambda file, at: save_backbone(file, module.encoder.backbone, note | at),
+        ),
     )
     if done < recipe.steps:
         return stage.unfinished(done)

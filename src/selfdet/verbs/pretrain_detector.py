@@ -18,8 +18,9 @@ from selfdet.interchange.starts import check_options, detector_note, load_backbo
 from selfdet.methods.aligndet import AlignDet
 from selfdet.training import defaults
 from selfdet.training.box_health import box_words
-from selfdet.training.defaults import ASKED, Default
+from selfdet.training.defaults import ASKED, Default, Length
 from selfdet.training.log import plural
+from selfdet.training.snapshots import Snapshots
 from selfdet.training.stage import Weights
 from selfdet.verbs.stages import Call, StageSettings
 
@@ -33,7 +34,7 @@ CLASSIFIER = 0.1
 
 @dataclass
 class DetectorStageSettings(StageSettings):
-    """Settings of the detector stage alone; what is left out of the first five follows the flags without its name.
+    """Settings of the detector stage alone; what is left out of the first six follows the flags without its name.
 
     Args:
         epochs: passes over the images; as --epochs if not given.
@@ -41,6 +42,7 @@ class DetectorStageSettings(StageSettings):
         batch_size: images a step, over all processes; as --batch-size if not given.
         image_size: long side of a view, pixels; as --image-size if not given.
         lr: peak learning rate; as --lr if not given.
+        snapshots: epochs whose weights are kept; as --snapshots if not given.
         temperature: τ of the contrast of objects.
         momentum: of the teacher after the first step; it rises to 1.
         boxes_per_image: proposals taken of an image, the first ones; what the method's authors took if not given.
@@ -54,6 +56,11 @@ class DetectorStageSettings(StageSettings):
     boxes_per_image: int | None = None
     samples: int | None = None
     teacher_rois: Literal["rpn", "proposals"] | None = None
+
+
+def detector_length(call: Call, images: int, asked: StageSettings) -> Length:
+    """Batch and steps of this stage on so many images."""
+    return call.length(images, asked, call.by_device(cpu=8, gpu=16), defaults.box_domain_steps)
 
 
 def pretrain_detector(
@@ -82,13 +89,11 @@ def pretrain_detector(
     # Frozen whatever else is said: the statistics of a backbone that is not trained are those that it brings.
     norms = {"batch_norm": "train" if train_backbone else "frozen"}
     net = DETECTORS[about["detector"]](1, backbone, **options, **norms, image_size=pixels)
-    batch = defaults.batch_size(len(records), asked.batch_size, call.by_device(cpu=8, gpu=16), call.shares)
-    images_per_step = int(batch.value)
-    length = defaults.asked_steps(len(records), images_per_step, asked.epochs, asked.steps)
-    length = length or defaults.box_domain_steps(len(records), images_per_step)
+    length = detector_length(call, len(records), asked)
+    images_per_step, total = int(length.batch.value), int(length.steps.value)
+    snapshots = call.snapshots("detector", asked, length)
     rate = defaults.detector_lr(images_per_step, about["detector"]) if asked.lr is None else Default(asked.lr, ASKED)
     most = net.boxes_per_image if asked.boxes_per_image is None else asked.boxes_per_image
-    total = int(length.value)
     recipe = call.recipe(
         steps=total,
         batch_size=images_per_step,
@@ -111,6 +116,7 @@ def pretrain_detector(
         "options": net.config()["options"],
         "boxes_per_image": most,
         "image_size": pixels,
+        "snapshots": snapshots or None,
         "precision": runtime.precision,
         "processes": call.processes,
         **asdict(recipe),
@@ -123,7 +129,7 @@ def pretrain_detector(
         f"AlignDet over {about['detector']} on {plural(len(taken), 'image')} of {about['images']} with "
         f"{plural(boxes, 'proposal')}; {runtime.describe}",
         report=report,
-        choices={"batch size": batch, "steps": length, "learning rate": rate, "image size": size},
+        choices={"batch size": length.batch, "steps": length.steps, "learning rate": rate, "image size": size},
     )
     if about["backbone_weights"] is None and not train_backbone:
         stage.reporter.line(
@@ -135,7 +141,16 @@ def pretrain_detector(
     if runtime.first and not stage.start:
         draw_box_views(dataset, stage.run.pictures / "first_views.jpg")
     note = detector_note(net, CLASSES, CATEGORY_IDS, pixels) | {"method": "aligndet", "steps": str(total)}
-    done = stage.train(method, groups, dataset, collate_box_views, Weights("detector.net.", note))
+    done = stage.train(
+        method,
+        groups,
+        dataset,
+        collate_box_views,
+        Weights("detector.net.", note),
+        snapshots=Snapshots(
+            snapshots, length.per_epoch, lambda file, at: save_detector(file, method.detector, note | at)
+        ),
+    )
     if done < recipe.steps:
         return stage.unfinished(done)
     if runtime.first:

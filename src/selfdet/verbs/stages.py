@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from selfdet.training.defaults import Default, Length, length
 from selfdet.training.recipe import Recipe
 from selfdet.training.runtime import Runtime
+from selfdet.training.snapshots import snapshot_epochs
 from selfdet.training.stage import Stage, default_workers, open_stage
 
 Settings = TypeVar("Settings", bound="StageSettings")
@@ -25,6 +27,7 @@ class StageSettings:
         batch_size: images a step, over all processes; as --batch-size if not given.
         image_size: side of a view, pixels; as --image-size if not given.
         lr: peak learning rate; as --lr if not given.
+        snapshots: epochs whose weights are kept; as --snapshots if not given.
     """
 
     epochs: int | None = None
@@ -32,6 +35,7 @@ class StageSettings:
     batch_size: int | None = None
     image_size: int | None = None
     lr: float | None = None
+    snapshots: Sequence[int] | None = None
 
     def over(self: Settings, **shared: Any) -> Settings:
         """These settings, with those of all stages where nothing is given; a length in the one replaces any in the
@@ -76,6 +80,26 @@ class Call:
     def by_device(self, cpu: int, gpu: int) -> int:
         """A number that depends on the kind of device."""
         return cpu if self.runtime.fabric.device.type == "cpu" else gpu
+
+    def length(
+        self, images: int, asked: StageSettings, usual_batch: int, usual_steps: Callable[[int, int], Default]
+    ) -> Length:
+        """Batch and steps of a stage on so many images."""
+        return length(
+            images,
+            batch=asked.batch_size,
+            usual_batch=usual_batch,
+            shares=self.shares,
+            epochs=asked.epochs,
+            steps=asked.steps,
+            usual_steps=usual_steps,
+        )
+
+    def snapshots(self, name: str, asked: StageSettings, stage: Length) -> list[int]:
+        """The epochs whose weights the stage keeps. Raises: UserError for one that it does not reach."""
+        return snapshot_epochs(
+            asked.snapshots, int(stage.steps.value), stage.per_epoch, stage=name if self.several else ""
+        )
 
     def recipe(self, **numbers: Any) -> Recipe:
         """The recipe of a stage from what is its own."""
