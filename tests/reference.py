@@ -137,3 +137,27 @@ def miss_rate(objects: Sequence[tuple[int, Box, bool]], found: Sequence[tuple[in
         right = [hits for hits, wrong in counts if wrong / images <= allowed * (1 + 1e-9)][-1]
         logarithms.append(math.log(max(1e-10, 1 - right / total)))
     return math.exp(sum(logarithms) / 9)
+
+
+def confusion_loop(
+    truths: Sequence[Sequence[Sequence[int]]], founds: Sequence[Sequence[Sequence[int]]], classes: int
+) -> tuple[list[list[int]], list[float | None], float]:
+    """The confusion matrix (true, found), IoU of each class and share of right pixels, pixel by pixel; 255 is ignored.
+
+    The IoU of a class without a true pixel is None.
+    """
+    counts = [[0] * classes for _ in range(classes)]
+    for truth, found in zip(truths, founds):
+        for row, line in enumerate(truth):
+            for column, true in enumerate(line):
+                if true != 255:
+                    counts[true][found[row][column]] += 1
+    overlaps: list[float | None] = []
+    right = labelled = 0
+    for own in range(classes):
+        true = sum(counts[own])
+        found_as = sum(counts[other][own] for other in range(classes))
+        overlaps.append(counts[own][own] / (true + found_as - counts[own][own]) if true else None)
+        right += counts[own][own]
+        labelled += true
+    return counts, overlaps, right / labelled
