@@ -77,7 +77,7 @@ def cell(bench: person.Bench, name: str, keep: bool, seed: int) -> None:
     tuned = f"{person.FINETUNE}" if keep else person.FINETUNE.replace(" --keep-box-outputs", "")
     words = (
         f"finetune --init {start} --data {bench.data}/train.json --images {bench.data}/images --detector fcos "
-        f"{person.shape('fcos')} {tuned} "
+        f"{person.shape('fcos')} --batch-size 8 {tuned} "
         f"--fraction 0.1 --steps {person.STEPS[0.1]} --lr {LR} --seed {seed} --out {out}"
     )
     selfdet(f"{words} --resume")

@@ -71,7 +71,8 @@ def cell(bench: person.Bench, shared: Path, detector: str, data: str, init: str,
     pretrained = bench.runs / ("pretrain-fcos" if detector == "fcos" else "pretrain-faster_rcnn")
     start = bench.weights if init == "backbone" else pretrained
     out = bench.runs / f"{data}-{detector}-{init}-{seed}"
-    shape = person.shape("fcos" if detector == "fcos" else "faster_rcnn")
+    like = "fcos" if detector == "fcos" else "faster_rcnn"
+    shape = f"{person.shape(like)} --batch-size {person.BATCHES[like]}"
     words = (
         f"finetune --init {start} --data {train} --images {images} --detector {detector} {shape} {person.FINETUNE} "
         f"--fraction {DATA[data][0]:g} --steps {STEPS} --lr {RATE[detector]:g} --seed {seed} --out {out}"
