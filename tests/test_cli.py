@@ -232,3 +232,13 @@ def test_each_listed_verb_is_a_function_whose_help_explains_every_flag(verb: str
     assert not [flag.name for flag in flags if keyword.iskeyword(flag.key.split(".")[-1].strip("_"))]
     assert not {"config", "json", "help"} & {flag.key for flag in flags}
     assert "example:" in verb_help(verb, function)
+
+
+def test_a_reader_that_leaves_early_is_no_fault() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "selfdet", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0

@@ -63,7 +63,7 @@ def main(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(overview(verbs))
+        _tell(overview(verbs))
         return 0
     if words[0] == "--version":
         from selfdet import __version__
@@ -75,11 +75,20 @@ def main(
     with stdout_to_stderr() if as_json and not asks_help else nullcontext():
         code, answer = _guarded(words, verbs, load, asks_help)
     if as_json and answer and _is_first_process():
-        print(answer, flush=True)
+        _tell(answer)
     return code
 
 
 def _is_first_process() -> bool:
+def _tell(text: str) -> None:
+    """Print for a reader that may have left already, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes once more at its end, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
     """Whether this is the one of several processes of a run that answers; launchers number them so."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
@@ -124,7 +133,7 @@ def _run(words: list[str], verbs: Mapping[str, str], load: Callable[[str], Verb]
     if asks_help:
         from selfdet.cli_help import verb_help
 
-        print(verb_help(verb, function))
+        _tell(verb_help(verb, function))
         return ""
     from selfdet.cli_flags import arguments
 
