@@ -238,7 +238,8 @@ def test_a_reader_that_leaves_early_is_no_fault() -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "selfdet", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
