@@ -161,3 +161,14 @@ def confusion_loop(
         right += counts[own][own]
         labelled += true
     return counts, overlaps, right / labelled
+
+
+def mutual_nearest(similarity: Sequence[Sequence[float]]) -> set[tuple[int, int]]:
+    """Pairs (query, key) each of which is the other's most similar, the first of equals."""
+    found = set()
+    for query, row in enumerate(similarity):
+        key = max(range(len(row)), key=lambda k: (row[k], -k))
+        column = [other[key] for other in similarity]
+        if max(range(len(column)), key=lambda q: (column[q], -q)) == query:
+            found.add((query, key))
+    return found

@@ -22,6 +22,7 @@ DOCUMENTS = (
     "docs/how-to-pretrain.md",
     "docs/how-to-proposals.md",
     "docs/how-to-compare.md",
+    "docs/how-to-see.md",
 )
 # What makes a command small; it replaces the same flags in the text.
 SMALL = {

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from selfdet.models.backbones import build_backbone
     from selfdet.verbs.check import check
     from selfdet.verbs.compare import compare
+    from selfdet.verbs.correspond import correspond
     from selfdet.verbs.demo import demo
     from selfdet.verbs.evaluate import evaluate
     from selfdet.verbs.export import export
@@ -34,6 +35,7 @@ __all__ = [
     "build_backbone",
     "check",
     "compare",
+    "correspond",
     "demo",
     "evaluate",
     "export",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from selfdet.errors import UserError
@@ -72,7 +74,19 @@ class Picture:
     wide: bool = False
 
 
-Item = Text | Points | Code | Table | Picture
+@dataclass(frozen=True)
+class Widget:
+    """A part of the page that answers: `script`, a file in templates/ without its .js, finds every element of the class
+    `script` and draws in it from the JSON there.
+
+    The page runs this script and no other, whatever its texts and names hold.
+    """
+
+    script: str
+    data: Any
+
+
+Item = Text | Points | Code | Table | Picture | Widget
 
 
 @dataclass(frozen=True)
@@ -97,11 +111,19 @@ def write_report(
     All text is escaped, and the file forbids itself to load anything from outside.
     Raises: UserError when a picture file is missing or unreadable.
     """
-    html = _template().render(
-        title=title,
-        intro=_paragraphs(intro),
-        facts={name: _cell(value).replace(" %", "\N{NO-BREAK SPACE}%") for name, value in (facts or {}).items()},
-        sections=[{"title": section.title, "blocks": _blocks(section.items)} for section in sections],
+    widgets = dict.fromkeys(item.script for section in sections for item in section.items if isinstance(item, Widget))
+    scripts = [_templates().get_template(f"{name}.js").render() for name in widgets]
+    html = (
+        _templates()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            scripts=scripts,
+            policy=_policy(scripts),
+            intro=_paragraphs(intro),
+            facts={name: _cell(value).replace(" %", "\N{NO-BREAK SPACE}%") for name, value in (facts or {}).items()},
+            sections=[{"title": section.title, "blocks": _blocks(section.items)} for section in sections],
+        )
     )
     # File names may hold bytes that are no text: shown as escapes instead of failing.
     encoded = html.encode("utf-8", "backslashreplace")
@@ -111,16 +133,22 @@ def write_report(
     return out
 
 
+def _policy(scripts: Sequence[str]) -> str:
+    """What the page may load and run: pictures inside it and, by their hashes, its own scripts."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = "".join(f" 'sha256-{each}'" for each in hashes)
+    return "default-src 'none'; img-src data:; style-src 'unsafe-inline'" + (allowed and f"; script-src{allowed}")
+
+
 @lru_cache(maxsize=1)
-def _template() -> Template:
-    environment = Environment(
+def _templates() -> Environment:
+    return Environment(
         loader=PackageLoader("selfdet.drawing"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
 
 
 def _blocks(items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -139,6 +167,10 @@ def _blocks(items: Sequence[Item]) -> list[dict[str, Any]]:
                 blocks.append({"kind": "code", "text": item.text.strip("\n")})
             elif isinstance(item, Table):
                 blocks.append(_table(item))
+            elif isinstance(item, Widget):
+                # Nothing in a name may end the element that holds it.
+                data = json.dumps(item.data).replace("<", "\\u003c")
+                blocks.append({"kind": "widget", "script": item.script, "data": data})
     return blocks
 
 
