@@ -80,7 +80,6 @@ def main(
     return code
 
 
-def _is_first_process() -> bool:
 def _tell(text: str) -> None:
     """Print for a reader that may have left already, as `head` does."""
     try:
@@ -90,6 +89,7 @@ def _tell(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _is_first_process() -> bool:
     """Whether this is the one of several processes of a run that answers; launchers number them so."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
