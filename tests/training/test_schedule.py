@@ -32,6 +32,12 @@ def test_the_only_step_of_a_run_has_the_full_rate() -> None:
     assert Schedule(1.0, 1, kind="step")(0) == 1.0
 
 
+def test_poly_falls_to_zero_a_little_slower_than_a_line() -> None:
+    schedule = Schedule(1.0, 100, kind="poly")
+    assert [schedule(step) for step in (0, 50, 90)] == pytest.approx([1.0, 0.5**0.9, 0.1**0.9])
+    assert 0 < schedule(99) < 0.02
+
+
 def test_a_constant_rate_stays() -> None:
     schedule = Schedule(0.5, 10, warmup_steps=1, kind="constant")
     assert [schedule(step) for step in (0, 1, 9)] == [0.25, 0.5, 0.5]

@@ -112,7 +112,7 @@ def test_masks_have_their_own_figures_beside_the_boxes(
     scenes: Path, finetuned: Path, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = oracle_like(finetuned, scenes / "val.json")
-    monkeypatch.setattr("selfdet.verbs.evaluate.load_detector", lambda init: given)
+    monkeypatch.setattr("selfdet.verbs.evaluate.open_detector", lambda start, init: given)
     asked = {"init": str(finetuned), "data": str(scenes / "val.json"), "image_size": 64, **SAME}
     scores = evaluate(**asked, out=str(tmp_path / "results.json"))
     assert list(scores) == [*KEYS, "mask"]

@@ -93,7 +93,7 @@ def test_masks_are_written_as_run_lengths_of_the_file_and_drawn(
     scenes: Path, finetuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     oracle, note = oracle_like(finetuned, scenes / "val.json")
-    monkeypatch.setattr("selfdet.verbs.predict.load_detector", lambda init: (oracle, note))
+    monkeypatch.setattr("selfdet.verbs.predict.open_detector", lambda start, init: (oracle, note))
     out = tmp_path / "found"
     asked = {"init": str(finetuned), "images": str(scenes / "val.json"), "image_size": 64, **SAME}
     predict(**asked, out=str(out), threshold=0.0)

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from selfdet.data.class_maps import IGNORED
+from selfdet.training.log import plural
 
 
 class Confusion:
@@ -56,14 +57,14 @@ def segmentation_line(scores: dict[str, Any]) -> str:
 
 def segmentation_table(scores: dict[str, Any], title: str) -> str:
     """Scores as text, in percent: the totals, then each class."""
-    table = Table("class", "IoU", title=f"{title}: {segmentation_line(scores)}, {scores['images']} images")
+    table = Table("class", "IoU")
     table.columns[1].justify = "right"
     for name, value in scores["per_class"].items():
         table.add_row(name, _percent(value))
     console = Console(width=100, color_system=None)
     with console.capture() as captured:
         console.print(table)
-    return captured.get().rstrip()
+    return f"{title}: {segmentation_line(scores)}, {plural(scores['images'], 'image')}\n{captured.get().rstrip()}"
 
 
 def _percent(value: float | None) -> str:

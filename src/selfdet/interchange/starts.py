@@ -27,18 +27,23 @@ NOTE = "selfdet"  # the metadata key under which a weights file describes itself
 # Where a detector keeps its backbone, and what stands there before the backbone's own names. On C4 its last stage is
 # the box head.
 BODIES = {"backbone.body.": "", "roi_heads.box_head.layer4.": "layer4."}
+SEGMENTERS_BODY = {"backbone.": ""}
 WIDTHS = ("neck", "fpn_channels", "head_convs", "box_head")  # options that decide the shape of a detector's weights
-REBUILDS = ("detector", "backbone", "options", "classes", "category_ids", "image_size")
+REBUILDS = {
+    "detector": ("detector", "backbone", "options", "classes", "category_ids", "image_size"),
+    "segmenter": ("segmenter", "backbone", "options", "classes", "image_size", "crop_size"),
+}
+Kind = Literal["scratch", "library", "backbone", "detector", "segmenter"]
 
 
 @dataclass
 class Start:
     """Where a fine-tuning starts: tensors under the library's names, and what the file says of itself.
 
-    `kind`: `scratch` (no tensors), `library` (the library fills the backbone), `backbone` or `detector`.
+    `kind`: `scratch` (no tensors), `library` (the library fills the backbone), `backbone`, `detector` or `segmenter`.
     """
 
-    kind: Literal["scratch", "library", "backbone", "detector"]
+    kind: Kind
     source: str
     state: dict[str, Tensor] = field(default_factory=dict)
     note: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +67,7 @@ def resolve_start(init: str, flag: str = "--init") -> Start:
     if path.is_dir():
         run = RunDir(path)
         run.read_config()
-        found = next((file for file in (run.detector, run.backbone) if file.is_file()), None)
+        found = next((file for file in (run.detector, run.segmenter, run.backbone) if file.is_file()), None)
         if found is None:
             raise UserError(f"{path} holds no weights yet", "Finish the run with its own command and --resume")
         path = found
@@ -71,9 +76,10 @@ def resolve_start(init: str, flag: str = "--init") -> Start:
             f"{flag} {init} does not exist", "Give scratch, a run directory, a weights file or library:NAME"
         )
     state, note = _read(path)
-    kind: Literal["backbone", "detector"] = "detector" if note.get("kind") == "detector" else "backbone"
-    if kind == "detector" and not all(name in note for name in REBUILDS):
-        raise UserError(f"{path} does not say how its detector is built", "Use the file as finetune wrote it")
+    told = note.get("kind")
+    kind: Kind = "detector" if told == "detector" else "segmenter" if told == "segmenter" else "backbone"
+    if not all(name in note for name in REBUILDS.get(kind, ())):
+        raise UserError(f"{path} does not say how its {kind} is built", "Use the file as finetune wrote it")
     return Start(kind, str(path), state, note)
 
 
@@ -115,15 +121,15 @@ def load_backbone(name: str, weights: str | None) -> tuple[Backbone, TransferRep
 
 
 def fill_backbone(backbone: Backbone, start: Start) -> TransferReport:
-    """Load a start's tensors into a backbone; of a detector, those of its backbone.
+    """Load a start's tensors into a backbone; of a detector or a segmenter, those of its backbone.
 
     Raises: UserError when less than 90 % of the backbone's elements are found.
     """
     state = start.state
-    if start.kind == "detector":
+    if start.kind in ("detector", "segmenter"):
         state = {
             own + name.removeprefix(body): value
-            for body, own in BODIES.items()
+            for body, own in (BODIES if start.kind == "detector" else SEGMENTERS_BODY).items()
             for name, value in start.state.items()
             if name.startswith(body)
         }
@@ -183,7 +189,7 @@ def build_detector(
             "Leave --neck out; a run's backbone.safetensors suits either neck",
         )
     body = build_backbone(name, "library" if start.kind == "library" else None)
-    report = fill_backbone(body, start) if start.kind == "backbone" else None
+    report = fill_backbone(body, start) if start.kind in ("backbone", "segmenter") else None
     try:
         built = DETECTORS[key](num_classes, body, **{**given, **options})
     except TypeError as error:
@@ -193,7 +199,7 @@ def build_detector(
     if report is not None:  # what a backbone's file does not reach starts afresh
         for part, rules in built.parts().items():
             if part != "backbone":
-                report.rows[part] = TransferRow(reinitialised=_elements(built.net, rules))
+                report.rows[part] = TransferRow(reinitialised=elements(built.net, rules))
     if start.kind == "detector":
         parts = handed_over(built, key, start.note, keep_box_outputs)
         kept = [part for part, rules in parts.items() if not rules.reinit]
@@ -209,7 +215,8 @@ def build_detector(
     return built, report
 
 
-def _elements(net: nn.Module, part: Part) -> int:
+def elements(net: nn.Module, part: Part) -> int:
+    """Numbers in the tensors of a part that training changes."""
     return sum(v.numel() for name, v in net.state_dict().items() if v.is_floating_point() and part.holds(name))
 
 
@@ -263,9 +270,16 @@ def match_categories(classes: Sequence[str], labels: Labels) -> list[int]:
 def load_detector(init: str) -> tuple[Detector, dict[str, Any]]:
     """Rebuild a fine-tuned detector from a run directory or a `detector.safetensors`, with its note.
 
-    Raises: UserError when the file holds no detector or doesn't fill every tensor of it.
+    Raises: UserError as `open_detector`.
     """
-    start = resolve_start(init)
+    return open_detector(resolve_start(init), init)
+
+
+def open_detector(start: Start, init: str) -> tuple[Detector, dict[str, Any]]:
+    """Rebuild the detector that `init` named, with its note.
+
+    Raises: UserError when the start is no detector or doesn't fill every tensor of it.
+    """
     if start.kind != "detector":
         raise UserError(f"--init {init} holds no detector ({start.kind})", "Name a run made by finetune")
     detector, _ = build_detector(start, len(start.note["classes"]), None, None, {})

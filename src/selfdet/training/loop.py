@@ -23,12 +23,14 @@ from selfdet.training.rundir import RunDir
 from selfdet.training.schedule import Schedule
 from selfdet.training.stop import TIME, Interrupted, Stop
 
+JUDGES = ("AP", "mIoU")  # scores that say which checkpoint is the best
+
 
 @dataclass
 class Progress:
     """What the loop carries from step to step and into the checkpoint.
 
-    `sums` of each loss over the `summed` steps since the last row of metrics.jsonl; `best` AP so far.
+    `sums` of each loss over the `summed` steps since the last row of metrics.jsonl; `best` score so far.
     """
 
     step: int = 0
@@ -68,8 +70,8 @@ def fit(
     """Train `method` until `recipe.steps`, or the time limit, and return the steps done; saved either way.
 
     `batches` yields (step, epoch, micro-batches of the step). `evaluate(step)` returns figures for metrics.jsonl;
-    where they hold "AP", the best is kept in best.pt. `extra_state()` joins each checkpoint. `keep(step)` is called at
-    the start and after each step, before a checkpoint counts it: what it writes is there in every continuation.
+    where they hold one of `JUDGES`, the best is kept in best.pt. `extra_state()` joins each checkpoint. `keep(step)` is
+    called at the start and after each step, before a checkpoint counts it: what it writes is there in every continuation.
     Raises: UserError when a loss or gradient is not finite; Interrupted after saving when a signal says stop.
     """
     wrapped, optimizer = fabric.setup(method, optimizer)
@@ -94,8 +96,9 @@ def fit(
         with clock.paused():
             scores = evaluate(progress.step)
         run.append_metrics({"step": progress.step, **scores})
-        if scores.get("AP") is not None and (progress.best is None or scores["AP"] > progress.best):
-            progress.best = scores["AP"]
+        found = next((scores[name] for name in JUDGES if scores.get(name) is not None), None)
+        if found is not None and (progress.best is None or found > progress.best):
+            progress.best = found
             save(run.best)
 
     stream = iter(batches)

@@ -24,7 +24,7 @@ class Recipe:
     batch_size: int
     lr: float
     weight_decay: float
-    schedule: Literal["cosine", "step", "constant"]
+    schedule: Literal["cosine", "step", "poly", "constant"]
     warmup_steps: int
     seed: int
     workers: int

@@ -60,10 +60,15 @@ class RunDir:
         self.best = self.path / "best.pt"
         self.backbone = top / "backbone.safetensors"
         self.detector = top / "detector.safetensors"
+        self.segmenter = top / "segmenter.safetensors"
         self.proposals = top / "proposals.json"
         self.pictures = top / "pictures" if whole is None else top / "pictures" / self.path.name
         self.snapshots = top / "snapshots" if whole is None else top / "snapshots" / self.path.name
         self.report = top / "report.html"
+
+    def product(self, kind: str) -> Path:
+        """The weights of a backbone, a detector or a segmenter."""
+        return {"backbone": self.backbone, "detector": self.detector, "segmenter": self.segmenter}[kind]
 
     @classmethod
     def open(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -26,6 +27,7 @@ from selfdet.training.snapshots import Snapshots
 from selfdet.training.stop import Interrupted
 from selfdet.training.transfer import TransferReport
 
+Product = Literal["backbone", "detector", "segmenter"]
 RESUME = "the same command with --resume continues it"
 
 
@@ -55,9 +57,14 @@ class Stage:
     recipe: Recipe
     runtime: Runtime
     reporter: Reporter
-    product: Literal["backbone", "detector"]
+    product: Product
     finished: bool = False
     state: dict[str, Any] | None = None
+
+    @property
+    def product_file(self) -> Path:
+        """Where the weights are written."""
+        return self.run.product(self.product)
 
     @property
     def start(self) -> int:
@@ -80,7 +87,7 @@ class Stage:
         last: dict[str, Any] = {}
         for row in self.run.read_metrics():
             last |= row
-        return {"out": str(self.run.path), self.product: str(getattr(self.run, self.product)), "finished": True, **last}
+        return {"out": str(self.run.path), self.product: str(self.product_file), "finished": True, **last}
 
     def unfinished(self, step: int) -> dict[str, Any]:
         """What the verb returns when the time was up after `step` steps."""
@@ -176,7 +183,7 @@ def open_stage(
     config: Mapping[str, Any],
     recipe: Recipe,
     runtime: Runtime,
-    product: Literal["backbone", "detector"],
+    product: Product,
     *,
     resume: bool,
     whole: str | None = None,
@@ -196,7 +203,7 @@ def open_stage(
     runtime.fabric.barrier()
     if not runtime.first:
         run = RunDir(out, writes=False, whole=whole)
-    if getattr(run, product).is_file():
+    if run.product(product).is_file():
         reporter = Reporter(quiet=not runtime.first)
         reporter.line(f"{run.path} is finished ({recipe.steps} steps): nothing to do")
         return Stage(run, recipe, runtime, reporter, product, finished=True)

@@ -1,4 +1,4 @@
-"""`selfdet evaluate`: COCO AP of a detector's boxes, and of its masks, on labelled images."""
+"""`selfdet evaluate`: COCO AP of a detector's boxes and masks, or mIoU of a segmenter, on labelled images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from selfdet.errors import UserError
 from selfdet.evaluation.detection import detection_table, percent
 from selfdet.evaluation.inference import score, unknown_classes
 from selfdet.evaluation.missrate import miss_rate_lines
-from selfdet.interchange.starts import load_detector, match_categories
+from selfdet.interchange.starts import match_categories, open_detector, resolve_start
 from selfdet.training.log import Reporter
 from selfdet.training.rundir import write_text
 from selfdet.training.runtime import start_runtime
+from selfdet.verbs.evaluate_segmentation import evaluate_segmentation, refuse
 
 
 def evaluate(
@@ -26,33 +27,44 @@ def evaluate(
     out: str | None = None,
     image_size: int | None = None,
     miss_rate: bool = False,
+    sliding: bool = False,
     batch_size: int = 8,
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     threads: int = 0,
 ) -> dict[str, Any]:
     """Measure a detector's COCO AP, by size and by class, of boxes and, where it gives masks, of these.
 
+    Of a segmenter mIoU, the IoU of each class and the share of right pixels are measured.
+
     Args:
-        init: run directory or detector file made by finetune.
+        init: run directory or weights file made by finetune.
         data: labels: COCO JSON; a Pascal VOC folder or list (ImageSets/Main/NAME.txt), for which VOC's own AP is
-            measured too; YOLO's data.yaml with its split, data.yaml:val.
+            measured too; YOLO's data.yaml with its split, data.yaml:val. Of a segmenter as in finetune.
         images: folder of the label file's images; beside the label file if not given.
         out: file for the detections as COCO results JSON; none is written if not given.
         image_size: long side of the images, pixels; the run's own if not given.
         miss_rate: measure the log-average miss rate too, as is usual for pedestrians; see docs/how-to-pedestrians.md.
+        sliding: let a segmenter see images through windows of the size it was trained on, not as a whole.
         batch_size: images at a time; changes speed only.
         precision: auto takes bf16 where the hardware multiplies it.
         threads: CPU threads; 0 for torch's choice.
 
-    Raises: UserError when the run holds no detector or the label file lacks a class of it.
+    Raises: UserError when the run holds nothing fine-tuned or the label file lacks a class of it.
 
     Example:
         selfdet evaluate --init runs/ft --data labels/val.json --images photos/
     """
     target = None if out is None else new_file(out)
     check_batch_size(batch_size)
+    start = resolve_start(init)
+    if start.kind == "segmenter":
+        refuse({"--out": out is not None, "--miss-rate": miss_rate}, init, "segmentation")
+        runtime = start_runtime(devices=1, precision=precision, threads=threads)
+        look = {"image_size": image_size, "sliding": sliding, "batch_size": batch_size}
+        return evaluate_segmentation(start, init, data, images, runtime, **look)
+    refuse({"--sliding": sliding}, init, "detection")
     labels = load_labels(data, images)
-    detector, note = load_detector(init)
+    detector, note = open_detector(start, init)
     size = note["image_size"] if image_size is None else image_size
     detector.backbone.check_image_size(size, any_shape=True)
     category_ids = match_categories(note["classes"], labels)

@@ -1,4 +1,4 @@
-"""`selfdet finetune`: train a detector on few labels, from any start."""
+"""`selfdet finetune`: train a detector or a segmenter on few labels, from any start."""
 
 from __future__ import annotations
 
@@ -8,20 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from selfdet.data.labelled import LabelledDataset, collate_samples
-from selfdet.data.labels import load_labels
 from selfdet.detectors.optim import parameter_groups
 from selfdet.detectors.zoo import DetectorKey
 from selfdet.drawing.training import plot_training
-from selfdet.evaluation.detection import detection_line
-from selfdet.interchange.starts import (
-    build_detector,
-    detector_note,
-    detector_of,
-    resolve_start,
-    save_detector,
-)
-from selfdet.methods.supervised import Supervised
+from selfdet.interchange.starts import resolve_start
 from selfdet.training import defaults
 from selfdet.training.defaults import ASKED, Default
 from selfdet.training.log import plural
@@ -37,7 +27,9 @@ from selfdet.verbs.finetune_choices import (
     evaluation_interval,
     labelled_subset,
 )
-from selfdet.verbs.held_out import HeldOut, left_out, without_masks
+from selfdet.verbs.finetune_detection import Detection
+from selfdet.verbs.finetune_segmentation import Segmentation
+from selfdet.verbs.finetune_task import Task
 from selfdet.verbs.report import report_at_the_end
 
 BATCH = 8
@@ -48,6 +40,7 @@ def finetune(
     init: str,
     data: str,
     out: str,
+    task: Literal["detection", "segmentation"] = "detection",
     images: str | None = None,
     val_data: str | None = None,
     detector: DetectorKey | None = None,
@@ -58,7 +51,8 @@ def finetune(
     steps: int | None = None,
     batch_size: int | None = None,
     image_size: int | None = None,
-    scale_jitter: tuple[float, float] = (0.8, 1.0),
+    crop_size: int | None = None,
+    scale_jitter: tuple[float, float] | None = None,
     lr: float | None = None,
     lr_scale: PartScales | None = None,
     weight_decay: float = 1e-4,
@@ -84,15 +78,18 @@ def finetune(
     max_time: float = 0.0,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tune a detector on labelled images, all of them or a fraction.
+    """Fine-tune a detector, or an FCN for semantic segmentation, on labelled images, all of them or a fraction.
 
     Args:
         init: scratch, a run directory, a weights file or library:NAME.
-        data: labels: COCO JSON, a Pascal VOC folder or list (ImageSets/Main/NAME.txt), or YOLO's data.yaml:train.
+        data: labels: COCO JSON, a Pascal VOC folder or list (ImageSets/Main/NAME.txt), or YOLO's data.yaml:train. For
+            segmentation COCO JSON with polygons, a Pascal VOC folder or list (ImageSets/Segmentation/NAME.txt),
+            Cityscapes' gtFine/train, or a folder of PNG masks.
         out: run directory to make; refused when not empty, unless resuming.
+        task: detection, or segmentation for a class of every pixel.
         images: folder of the label file's images; beside the label file if not given.
         val_data: labels to evaluate on during training; OUT/best.pt keeps the best by AP of boxes, and may be named as
-            --init; none if not given.
+            --init, of segmentation by mIoU; none if not given.
         detector: detector to train; the start's own, or else fcos, if not given. mask_rcnn learns masks too, and
             starts from a faster_rcnn as well.
         backbone: architecture; the start's own, or else resnet50, if not given.
@@ -103,7 +100,10 @@ def finetune(
         batch_size: images an optimiser step, over all processes and micro-batches; 8 if not given, fewer where
             there are fewer images.
         image_size: long side of the images, pixels; the data's own, at most 800, if not given.
-        scale_jitter: smallest and largest share of image_size at which a training image is shown (0.8 1.0).
+        crop_size: for segmentation, side of the squares that training images are cut to, pixels; image_size, at most
+            512, if not given.
+        scale_jitter: smallest and largest share of image_size at which a training image is shown; 0.8 1.0, for
+            segmentation 0.5 2.0, if not given.
         lr: peak learning rate; if not given 0.01 at batch 16, 0.02 for R-CNNs, in proportion to the batch.
         lr_scale: learning rate of single parts, as a multiple of lr; 1 if not given.
         weight_decay: weight decay of SGD.
@@ -112,7 +112,8 @@ def finetune(
         neck: of faster_rcnn: a pyramid, or c4, the map of stride 16 with a ResNet's last stage as the box head; the
             start's own, or else fpn, if not given.
         fpn_channels: width of the feature pyramid; the start's own, or else 256, if not given.
-        head_convs: convolutions in each tower of a one-stage detector; the start's own, or else 4, if not given.
+        head_convs: convolutions in each tower of a one-stage detector, or before a segmenter's classifier; the start's
+            own, or else 4, of a segmenter 2, if not given.
         box_head: of an R-CNN, 4conv1fc is the one that AlignDet's authors pre-train; the start's own, or else 2fc, if
             not given.
         keep_box_outputs: keep the start's layers that give boxes, which don't depend on the classes, where it has them;
@@ -138,13 +139,17 @@ def finetune(
         selfdet finetune --init runs/pre --data labels/train.json --images photos/ --fraction 0.1 --out runs/ft
     """
     check_out_is_new(out, resume)
-    labels = load_labels(data, images)
-    held_out = None if val_data is None else HeldOut(load_labels(val_data, images), labels.classes)
+    widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
+    kind: type[Task[Any, Any, Any, Any]] = Segmentation if task == "segmentation" else Detection
+    job = kind(detector, backbone, widths, scale_jitter, crop_size, keep_box_outputs)
+    labels = job.load(data, images)
+    held_out = None if val_data is None else job.hold_out(val_data, images, labels)
     subset = labelled_subset(labels, fraction, fraction_scheme, seed)
     chosen = labels.subset(subset.image_ids)
     start = resolve_start(init)
     runtime = start_runtime(devices=devices, nodes=nodes, precision=precision, threads=threads)
     device, world = runtime.fabric.device, runtime.fabric.world_size
+    job.check(chosen)
     torch.manual_seed(seed)
 
     length = defaults.length(
@@ -154,19 +159,19 @@ def finetune(
         shares=world * accumulate,
         epochs=epochs,
         steps=steps,
-        usual_steps=defaults.finetune_steps,
+        usual_steps=job.usual_steps,
     )
     images_per_step, total = int(length.batch.value), int(length.steps.value)
     kept = snapshot_epochs(snapshots, total, length.per_epoch)
-    rate = defaults.detector_lr(images_per_step, detector_of(start, detector)) if lr is None else Default(lr, ASKED)
-    size = defaults.detection_size(labels.records) if image_size is None else Default(image_size, ASKED)
+    rate = job.usual_rate(images_per_step, start) if lr is None else Default(lr, ASKED)
+    size = job.usual_size(labels) if image_size is None else Default(image_size, ASKED)
     pixels = int(size.value)
     recipe = Recipe(
         steps=total,
         batch_size=images_per_step,
         lr=rate.value,
         weight_decay=weight_decay,
-        schedule="step",
+        schedule=job.schedule,
         warmup_steps=min(500, total // 10) if warmup_steps is None else warmup_steps,
         seed=seed,
         workers=default_workers(device.type) if workers is None else workers,
@@ -178,16 +183,12 @@ def finetune(
         max_time=max_time,
     )
     norm = batch_norm_policy(batch_norm, start, recipe.images_per_pass(world), world, device.type)
-    options: dict[str, Any] = {"image_size": pixels, "batch_norm": norm.value}
-    widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
-    options |= {name: value for name, value in widths.items() if value is not None}
-    net, report = build_detector(start, len(labels.classes), detector, backbone, options, keep_box_outputs)
+    net, report = job.build(start, labels, pixels, norm.value)
     scales = lr_scale or PartScales()
     groups = parameter_groups(net, scales.of(net), weight_decay)
-    views: dict[str, Any] = {"image_size": pixels, "seed": seed, "scale_jitter": scale_jitter}
-    dataset = LabelledDataset(chosen.records, **views, with_masks=net.has_masks)
+    dataset = job.dataset(chosen, net, pixels, seed)
 
-    note = detector_note(net, labels.classes, labels.category_ids, pixels)
+    note = job.note(net, labels, pixels)
     config = {
         "verb": "finetune",
         "init": init,
@@ -197,28 +198,22 @@ def finetune(
         "val_data": val_data,
         "val_data_hash": None if held_out is None else held_out.labels.hash,
         "fraction": asdict(subset) | {"image_ids": len(subset.image_ids)},
-        "detector": note["detector"],
-        "backbone": note["backbone"],
-        "options": note["options"],
-        "keep_box_outputs": keep_box_outputs,
+        **job.settings(note),
         "classes": labels.classes,
-        "scale_jitter": list(scale_jitter),
         "lr_scale": asdict(scales),
         "snapshots": kept or None,
         "precision": runtime.precision,
         "processes": world,
         **asdict(recipe),
     }
-    stage = open_stage(out, config, recipe, runtime, "detector", resume=resume)
+    stage = open_stage(out, config, recipe, runtime, job.product, resume=resume)
     if stage.finished:
         return stage.summary()
-    boxes = sum(len(record.boxes) for record in chosen.records)
     stage.introduce(
-        f"{note['detector']} on {note['backbone']} from {start.source}; {runtime.describe}",
-        f"{len(chosen)} of {plural(len(labels), 'labelled image')}, with {plural(boxes, 'box', 'boxes')} "
+        f"{note[job.product]} on {note['backbone']} from {start.source}; {runtime.describe}",
+        f"{len(chosen)} of {plural(len(labels), 'labelled image')}, with {job.objects(chosen)} "
         f"({subset.scheme} {subset.fraction:g}, seed {subset.seed}, hash {subset.hash[:12]})",
-        *left_out(labels, held_out),
-        *(without_masks(dataset, held_out) if net.has_masks else ()),
+        *job.remarks(labels, chosen, held_out, dataset),
         *advice(start, rate, weight_decay, asked=lr is not None, keep_box_outputs=keep_box_outputs),
         report=report,
         choices={
@@ -234,18 +229,18 @@ def finetune(
 
     def assess(step: int) -> Mapping[str, Any]:
         assert held_out is not None
-        scores = held_out.score(net, pixels, runtime.fabric)
-        stage.reporter.line(f"step {step}: {detection_line(scores)}")
+        scores, line = job.score(held_out, net, pixels, runtime.fabric)
+        stage.reporter.line(f"step {step}: {line}")
         return scores
 
     done = stage.train(
-        Supervised(net),
+        job.method(net),
         groups,
         dataset,
-        collate_samples,
-        Weights("detector.net.", note),
+        job.collate,
+        Weights(f"{job.product}.net.", note),
         evaluate=None if held_out is None else assess,
-        snapshots=Snapshots(kept, length.per_epoch, lambda file, at: save_detector(file, net, note | at)),
+        snapshots=Snapshots(kept, length.per_epoch, lambda file, at: job.save(file, net, note | at)),
     )
     for path in [] if held_out is None else held_out.unreadable.paths:
         stage.reporter.line(f"unreadable, left out of the evaluation: {path}")
@@ -255,7 +250,7 @@ def finetune(
         plot_training(stage.run.read_metrics(), stage.run.pictures)
         # A run that has its weights is finished, and its page says so. One that is killed before it has its page lacks
         # nothing else: resuming leaves it as it is, and selfdet report draws the page.
-        save_detector(stage.run.detector, net, note)
-        stage.reporter.line(f"detector: {stage.run.detector}")
+        job.save(stage.product_file, net, note)
+        stage.reporter.line(f"{job.product}: {stage.product_file}")
         report_at_the_end(out, runtime, stage.reporter, net)
     return stage.summary()

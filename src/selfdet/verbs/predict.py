@@ -1,4 +1,4 @@
-"""`selfdet predict`: boxes, and masks, for images without labels, as COCO results and as pictures."""
+"""`selfdet predict`: boxes and masks, or classes of pixels, for images without labels, as files and as pictures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from selfdet.drawing.boxes import draw_boxes
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import to_coco_results
 from selfdet.evaluation.inference import above, detect
-from selfdet.interchange.starts import load_detector
+from selfdet.interchange.starts import open_detector, resolve_start
 from selfdet.training.log import Reporter, plural
 from selfdet.training.rundir import check_out_is_new, write_text
 from selfdet.training.runtime import start_runtime
 from selfdet.verbs.evaluate import check_batch_size
+from selfdet.verbs.evaluate_segmentation import refuse
+from selfdet.verbs.predict_segmentation import SHARP, predict_segmentation, say_unreadable
 
-SHARP = 640  # long side, pixels, below which text on a picture is hard to read
+THRESHOLD = 0.3
 
 
 def predict(
@@ -32,27 +34,32 @@ def predict(
     init: str,
     images: str,
     out: str,
-    threshold: float = 0.3,
+    threshold: float | None = None,
     pictures: int = 50,
     image_size: int | None = None,
+    sliding: bool = False,
     batch_size: int = 8,
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     threads: int = 0,
 ) -> dict[str, Any]:
     """Detect objects in images: a COCO results file and pictures with boxes, and masks where the detector gives them.
 
+    A segmenter gives a mask for each image instead, a PNG of class numbers, and pictures in colour.
+
     Args:
-        init: run directory or detector file made by finetune.
+        init: run directory or weights file made by finetune.
         images: folder (nested or flat), glob, text list or COCO JSON.
-        out: folder to make, for results.json, images.json (the id of every image) and pictures/.
-        threshold: lowest score that is drawn, 0…1; results.json keeps every detection.
+        out: folder to make, for results.json, or masks/ of a segmenter, images.json (the id of every image) and
+            pictures/.
+        threshold: lowest score that is drawn, 0…1; 0.3 if not given; results.json keeps every detection.
         pictures: images to draw, from the first on.
         image_size: long side of the images, pixels; the run's own if not given.
+        sliding: let a segmenter see images through windows of the size it was trained on, not as a whole.
         batch_size: images at a time; changes speed only.
         precision: auto takes bf16 where the hardware multiplies it.
         threads: CPU threads; 0 for torch's choice.
 
-    Raises: UserError when the run holds no detector, no image is found or `out` is not empty.
+    Raises: UserError when the run holds nothing fine-tuned, no image is found or `out` is not empty.
 
     Example:
         selfdet predict --init runs/ft --images photos/ --out predictions/
@@ -61,14 +68,19 @@ def predict(
     check_out_is_new(folder)
     check_batch_size(batch_size)
     listed = numbered_images(images)
-    detector, note = load_detector(init)
+    start = resolve_start(init)
+    if start.kind == "segmenter":
+        refuse({"--threshold": threshold is not None}, init, "segmentation")
+        runtime = start_runtime(devices=1, precision=precision, threads=threads)
+        _make(folder / "pictures")
+        look = {"image_size": image_size, "sliding": sliding, "batch_size": batch_size}
+        return predict_segmentation(start, listed, folder, pictures, runtime, **look)
+    refuse({"--sliding": sliding}, init, "detection")
+    detector, note = open_detector(start, init)
     size = note["image_size"] if image_size is None else image_size
     detector.backbone.check_image_size(size, any_shape=True)
     runtime = start_runtime(devices=1, precision=precision, threads=threads)
-    try:
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}", "Name another folder") from None
+    _make(folder / "pictures")
     reporter = Reporter()
     originals: dict[int, tv_tensors.Image] = {}
     unreadable: list[str] = []
@@ -94,15 +106,19 @@ def predict(
             if len(entries) <= pictures:
                 # A small image is enlarged first, so that its tags can be read.
                 shown = {"names": note["classes"], "long_side": max(SHARP, height, width)}
-                picture = draw_boxes(image, **above(found, threshold), **shown)
+                picture = draw_boxes(image, **above(found, THRESHOLD if threshold is None else threshold), **shown)
                 picture.save(folder / "pictures" / f"{sample.image_id:05d}_{Path(sample.path).stem}.jpg", quality=90)
     categories = [{"id": number, "name": name} for number, name in zip(note["category_ids"], note["classes"])]
     write_text(folder / "results.json", json.dumps(results))
     write_text(folder / "images.json", json.dumps({"images": entries, "categories": categories}))
-    for path in unreadable[:5]:
-        reporter.line(f"unreadable, left out: {path}")
-    if len(unreadable) > 5:
-        reporter.line(f"unreadable, left out: {len(unreadable)} images in all")
+    say_unreadable(reporter, unreadable)
     found_in = f"{plural(len(results), 'detection')} in {plural(len(entries), 'image')}"
     reporter.line(f"{found_in}: {folder / 'results.json'}")
     return {"out": out, "images": len(entries), "detections": len(results), "unreadable": unreadable}
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder.parent} cannot be written: {error.strerror}", "Name another folder") from None

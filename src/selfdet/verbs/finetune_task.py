@@ -1,0 +1,109 @@
+"""What `selfdet finetune` does differently for detection and for segmentation: one `Task` each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from lightning_fabric import Fabric
+
+from selfdet.data.loader import TrainingDataset
+from selfdet.detectors.network import Network
+from selfdet.interchange.starts import Start
+from selfdet.methods.base import Method
+from selfdet.training.defaults import Default
+from selfdet.training.transfer import TransferReport
+
+Labelled = TypeVar("Labelled")  # labels to learn from
+Held = TypeVar("Held")  # labels to evaluate on
+Net = TypeVar("Net", bound=Network)
+Data = TypeVar("Data", bound=TrainingDataset[Any])
+
+
+class Task(ABC, Generic[Labelled, Held, Net, Data]):
+    """Labels, network and objective of a fine-tuning; made by the verb from what it was asked.
+
+    `product`: what the run leaves, and the prefix of its weights in the method. `schedule`: of the learning rate.
+    `jitter`: the usual scales of training images, as shares of the image size. `collate`: makes a batch of a list of
+    the dataset's items. It is made from the flags that shape a network and its views, None where not given.
+
+    Raises: UserError for a flag that is another task's.
+    """
+
+    product: ClassVar[Literal["detector", "segmenter"]]
+    schedule: ClassVar[Literal["step", "poly"]]
+    jitter: ClassVar[tuple[float, float]]
+    collate: Callable[[Any], Any]
+
+    def __init__(
+        self,
+        detector: str | None,
+        backbone: str | None,
+        widths: Mapping[str, Any],
+        scale_jitter: tuple[float, float] | None,
+        crop_size: int | None,
+        keep_box_outputs: bool,
+    ) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def load(self, data: str, images: str | None) -> Labelled:
+        """The labels to learn from."""
+
+    @abstractmethod
+    def hold_out(self, data: str, images: str | None, labels: Labelled) -> Held:
+        """Labels to evaluate on, by the classes of those that are learned from."""
+
+    @abstractmethod
+    def check(self, chosen: Labelled) -> None:
+        """Look at what would be learned from. Raises: UserError where nothing could be."""
+
+    @abstractmethod
+    def usual_steps(self, images: int, batch: int) -> Default:
+        """Optimiser steps where nothing was asked."""
+
+    @abstractmethod
+    def usual_rate(self, batch: int, start: Start, *optimizer: Any) -> Default:
+        """Learning rate where nothing was asked; `optimizer`: its name, where there is a choice."""
+
+    @abstractmethod
+    def usual_size(self, labels: Labelled) -> Default:
+        """Long side (px) of images where nothing was asked."""
+
+    @abstractmethod
+    def build(self, start: Start, labels: Labelled, pixels: int, batch_norm: str) -> tuple[Net, TransferReport | None]:
+        """The network filled from the start, and what was reused."""
+
+    @abstractmethod
+    def dataset(self, chosen: Labelled, network: Net, pixels: int, seed: int) -> Data:
+        """What is learned from, augmented."""
+
+    @abstractmethod
+    def note(self, network: Net, labels: Labelled, pixels: int) -> dict[str, Any]:
+        """What the weights file says of itself."""
+
+    @abstractmethod
+    def settings(self, note: Mapping[str, Any]) -> dict[str, Any]:
+        """What config.yaml keeps of the task."""
+
+    @abstractmethod
+    def remarks(self, labels: Labelled, chosen: Labelled, held_out: Held | None, dataset: Data) -> Iterator[str]:
+        """What of the labels is worth a line of the log."""
+
+    @abstractmethod
+    def objects(self, chosen: Labelled) -> str:
+        """How much is labelled in the chosen images, in words."""
+
+    @abstractmethod
+    def method(self, network: Net) -> Method:
+        """The objective over the network."""
+
+    @abstractmethod
+    def score(self, held_out: Held, network: Net, pixels: int, fabric: Fabric) -> tuple[Mapping[str, Any], str]:
+        """Scores on held-out labels, and the line that says them."""
+
+    @abstractmethod
+    def save(self, path: Path, network: Net, note: Mapping[str, Any]) -> None:
+        """Write the product."""
