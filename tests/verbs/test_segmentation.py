@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,15 @@ from tiny_runs import COMMON, flags
 SEGMENT: dict[str, Any] = {**COMMON, "task": "segmentation", "image_size": 64, "crop_size": 48, "steps": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _without_charts() -> Iterator[None]:
+def without_charts(patch: pytest.MonkeyPatch) -> None:
     """They take most of the time of so small a run, and are looked at elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("selfdet.verbs.finetune.plot_training", lambda rows, folder: [])
-        patch.setattr("selfdet.verbs.finetune.report_at_the_end", lambda *given: None)
-        yield
+    patch.setattr("selfdet.verbs.finetune.plot_training", lambda rows, folder: [])
+    patch.setattr("selfdet.verbs.finetune.report_at_the_end", lambda *given: None)
+
+
+@pytest.fixture(autouse=True)
+def _without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_charts(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,9 @@ def segmented(scenes: Path, pretrained: Path, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("segmented")
     root = voc_layout(scenes, folder / "voc") / "ImageSets" / "Segmentation"
     words = flags({**SEGMENT, "data": root / "train.txt", "val_data": root / "val.txt", "evaluate_every": 1})
-    assert cli.main(["finetune", "--init", str(pretrained), "--out", str(folder / "run"), *words]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        without_charts(patch)
+        assert cli.main(["finetune", "--init", str(pretrained), "--out", str(folder / "run"), *words]) == 0
     return folder / "run"
 
 
