@@ -31,6 +31,15 @@ def test_norms_can_be_left_undecayed():
     assert id(detector.net.backbone.body.conv1.weight) not in undecayed
 
 
+def test_tables_of_positions_are_decayed_like_norms() -> None:
+    detector = small_fcos()
+    table = torch.nn.Parameter(torch.zeros(3))
+    detector.net.backbone.body.layer1.register_parameter("relative_position_bias_table", table)  # as Swin names it
+    groups = parameter_groups(detector, {}, 0.05, norm_decay=0.0)
+    undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert id(table) in undecayed
+
+
 def test_a_frozen_part_does_not_move_and_the_others_do():
     detector = small_fcos()
     freeze(detector, ["backbone", "head"])

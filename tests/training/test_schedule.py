@@ -28,6 +28,12 @@ def test_steps_divide_by_ten_at_three_quarters_and_eleven_twelfths() -> None:
     assert {step: schedule(step) for step in told} == pytest.approx(told)
 
 
+def test_steps_can_be_named() -> None:
+    schedule = Schedule(1.0, 90_000, kind="step", drops=(60_000, 82_500))
+    told = {59_999: 1.0, 60_000: 0.1, 82_499: 0.1, 82_500: 0.01}
+    assert {step: schedule(step) for step in told} == pytest.approx(told)
+
+
 def test_the_only_step_of_a_run_has_the_full_rate() -> None:
     assert Schedule(1.0, 1, kind="step")(0) == 1.0
 

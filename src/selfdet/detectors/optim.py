@@ -12,6 +12,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from selfdet.detectors.network import Network
 from selfdet.errors import UserError
 
+# Tables that tell a transformer where its tokens are; decayed like norms.
+POSITIONS = ("relative_position_bias_table", "absolute_pos_embed", "pos_embed")
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
@@ -53,7 +55,7 @@ def parameter_groups(
     are decayed differently.
 
     `lr_by_part`: multiples of the schedule's learning rate (1 where a part is not named), kept as "lr_scale".
-    `norm_decay`: weight decay of normalisation layers' parameters, `weight_decay` if None.
+    `norm_decay`: weight decay of normalisation layers' parameters and of tables of positions, `weight_decay` if None.
     Raises: UserError for a part the network does not have.
     """
     _check(network, set(lr_by_part))
@@ -62,7 +64,8 @@ def parameter_groups(
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in network.net.named_parameters():
         if parameter.requires_grad:
-            part, decay = part_of(network, name, keep_box_outputs), decays[id(parameter) in norms]
+            is_norm = id(parameter) in norms or name.rpartition(".")[2] in POSITIONS
+            part, decay = part_of(network, name, keep_box_outputs), decays[is_norm]
             settings = {"name": part, "lr_scale": float(lr_by_part.get(part, 1.0)), "weight_decay": decay, "params": []}
             groups.setdefault((part, decay), settings)["params"].append(parameter)
     return list(groups.values())

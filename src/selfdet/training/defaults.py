@@ -10,6 +10,7 @@ from typing import NamedTuple
 from selfdet.data.labels import ImageRecord
 from selfdet.errors import UserError
 from selfdet.training.log import plural
+from selfdet.training.optimizers import OptimizerName
 
 ASKED = "asked"
 # Of this many images on a data set counts as large, for which the papers' ImageNet settings are taken, not COCO's.
@@ -146,12 +147,13 @@ def finetune_steps(images: int, batch: int) -> Default:
     return Default(value, f"24 passes over {plural(images, 'labelled image')}, within 400…12,000 steps")
 
 
-def detector_lr(batch: int, detector: str) -> Default:
-    """Peak learning rate of SGD for the detector of this key, in both stages that train one.
+def detector_lr(batch: int, detector: str, optimizer: OptimizerName = "sgd") -> Default:
+    """Peak learning rate for the detector of this key, in both stages that train one.
 
-    Source: AlignDet: 0.02 at batch 16 for R-CNNs, 0.01 for one-stage detectors; in proportion to the batch.
+    Source: AlignDet: at batch 16 with SGD 0.02 for R-CNNs, 0.01 for one-stage detectors, with AdamW 0.0001; in
+    proportion to the batch.
     """
-    base = 0.02 if detector.endswith("rcnn") else 0.01
+    base = 1e-4 if optimizer == "adamw" else 0.02 if detector.endswith("rcnn") else 0.01
     return Default(base * batch / 16, f"{base} × {batch}/16, for {detector}")
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from selfdet.errors import UserError
 from selfdet.training.log import plural
+from selfdet.training.optimizers import OptimizerName
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Recipe:
     """How a stage is trained: nothing here is a default any more. All counts are optimiser steps.
 
     `batch_size` counts the images of one optimiser step over all processes and micro-batches, `accumulate` is the
-    number of micro-batches. `clip` bounds the gradient norm (0: off). `evaluate_every` 0 evaluates never;
+    number of micro-batches. `lr_steps`: from which steps on the rate is a tenth, and a tenth of that, in place of the
+    "step" schedule's own. `clip` bounds the gradient norm (0: off). `evaluate_every` 0 evaluates never;
     `max_time` ends the run after so many minutes, saved (0: off).
 
     Raises: UserError naming the flag of a value out of range.
@@ -34,6 +36,8 @@ class Recipe:
     save_every: int = 100
     evaluate_every: int = 0
     max_time: float = 0.0
+    optimizer: OptimizerName = "sgd"
+    lr_steps: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
@@ -41,6 +45,12 @@ class Recipe:
         _check("lr", self.lr, 0 < self.lr < float("inf"), "a number above 0")
         for name in ("weight_decay", "warmup_steps", "workers", "clip", "evaluate_every"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        ascending = sorted(set(self.lr_steps or ()))
+        if self.lr_steps is not None and (list(self.lr_steps) != ascending or not ascending or ascending[0] < 1):
+            shown = " ".join(map(str, self.lr_steps))
+            raise UserError(f"--lr-steps {shown}: expected ascending steps above 0", "Such as 60000 82500 of 90000")
+        if self.lr_steps is not None and self.schedule != "step":
+            raise UserError(f"--lr-steps: the learning rate is of the schedule {self.schedule} here", "Leave it out")
         _check("max_time", self.max_time, self.max_time >= 0, "0 or more minutes")
 
     def images_per_pass(self, processes: int) -> int:

@@ -15,6 +15,8 @@ from selfdet.errors import UserError
 
 # Settings that may differ between a run and its continuation: they change no number.
 FREE_ON_RESUME = frozenset({"workers", "max_time", "save_every"})
+# Settings that runs of earlier versions don't name, and what they were in them.
+UNNAMED = {"optimizer": "sgd"}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -123,7 +125,7 @@ class RunDir:
         stored = dict(_flat(self.read_config()))
         asked = dict(_flat(yaml.safe_load(yaml.safe_dump(_plain(dict(config))))))
         for name in dict.fromkeys([*asked, *stored]):
-            if name in FREE_ON_RESUME or stored.get(name) == asked.get(name):
+            if name in FREE_ON_RESUME or stored.get(name, UNNAMED.get(name)) == asked.get(name):
                 continue
             raise UserError(
                 f"{self.config_file}: {name} is {stored.get(name)!r} in this run but {asked.get(name)!r} now",

@@ -16,7 +16,7 @@ class Schedule:
     power of what is left (poly).
 
     `base` is the peak rate, `total_steps` the length of the whole run. `milestones` are shares of the run
-    (0…1) at which a `"step"` schedule divides the rate by 10.
+    (0…1) at which a `"step"` schedule divides the rate by 10, `drops` steps to take in their place.
 
     Source: MoCo v2 and DenseCL (cosine), AlignDet's fine-tuning (÷10 at 9k and 11k of 12k iterations), DeepLab
     (arXiv 1606.00915, section 4.1; poly).
@@ -27,6 +27,7 @@ class Schedule:
     warmup_steps: int = 0
     kind: Literal["cosine", "step", "poly", "constant"] = "cosine"
     milestones: Sequence[float] = (0.75, 11 / 12)
+    drops: Sequence[int] | None = None
 
     def __call__(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -37,6 +38,6 @@ class Schedule:
         if self.kind == "poly":
             return self.base * max(0.0, 1.0 - step / max(1, self.total_steps)) ** POWER
         if self.kind == "step":
-            passed = sum(step >= max(1, int(share * self.total_steps)) for share in self.milestones)
-            return self.base * 0.1**passed
+            drops = self.drops or [max(1, int(share * self.total_steps)) for share in self.milestones]
+            return self.base * 0.1 ** sum(step >= drop for drop in drops)
         return self.base

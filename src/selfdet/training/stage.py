@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
-
 from selfdet.data.images import Quarantine
 from selfdet.data.loader import TrainingDataset, training_batches
 from selfdet.errors import UserError
@@ -19,6 +17,7 @@ from selfdet.training.checkpoint import load_checkpoint
 from selfdet.training.defaults import Default, Policy
 from selfdet.training.log import Reporter, plural
 from selfdet.training.loop import fit
+from selfdet.training.optimizers import build_optimizer
 from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import RunDir
 from selfdet.training.runtime import Runtime
@@ -103,11 +102,10 @@ class Stage:
         evaluate: Callable[[int], Mapping[str, Any]] | None = None,
         snapshots: Snapshots | None = None,
     ) -> int:
-        """Train with SGD (momentum 0.9) over parameter `groups`; returns the steps done, fewer when the time was up.
+        """Train parameter `groups` with the recipe's optimiser; returns the steps done, fewer when the time was up.
 
         `weights` says where in `method` the product is, so that a checkpoint can be used like a weights file.
         Raises: UserError (unreadable images above 5 %, a loss that is not finite), Interrupted after saving.
-        Source: DenseCL and AlignDet both train with SGD, momentum 0.9.
         """
         quarantine = Quarantine(len(dataset))
         if self.state is not None:
@@ -149,13 +147,13 @@ class Stage:
             world=fabric.world_size,
             quarantine=quarantine,
         )
-        optimizer = torch.optim.SGD(list(groups), lr=recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+        optimizer = build_optimizer(recipe.optimizer, groups, recipe.lr, recipe.weight_decay)
         with closing(cast(Generator[Any, None, None], batches)):  # its workers end with it
             return fit(
                 method,
                 batches,
                 optimizer,
-                Schedule(recipe.lr, recipe.steps, recipe.warmup_steps, recipe.schedule),
+                Schedule(recipe.lr, recipe.steps, recipe.warmup_steps, recipe.schedule, drops=recipe.lr_steps),
                 recipe,
                 self.run,
                 fabric,

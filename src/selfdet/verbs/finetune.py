@@ -15,6 +15,7 @@ from selfdet.interchange.starts import resolve_start
 from selfdet.training import defaults
 from selfdet.training.defaults import ASKED, Default
 from selfdet.training.log import plural
+from selfdet.training.optimizers import OptimizerName
 from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import check_out_is_new
 from selfdet.training.runtime import start_runtime
@@ -56,7 +57,10 @@ def finetune(
     lr: float | None = None,
     lr_scale: PartScales | None = None,
     weight_decay: float = 1e-4,
+    norm_decay: float | None = None,
+    optimizer: OptimizerName = "sgd",
     warmup_steps: int | None = None,
+    lr_steps: Sequence[int] | None = None,
     batch_norm: Literal["auto", "train", "frozen", "sync"] = "auto",
     neck: Literal["fpn", "c4"] | None = None,
     fpn_channels: int | None = None,
@@ -104,10 +108,15 @@ def finetune(
             512, if not given.
         scale_jitter: smallest and largest share of image_size at which a training image is shown; 0.8 1.0, for
             segmentation 0.5 2.0, if not given.
-        lr: peak learning rate; if not given 0.01 at batch 16, 0.02 for R-CNNs, in proportion to the batch.
+        lr: peak learning rate; if not given 0.01 at batch 16, 0.02 for R-CNNs, 0.0001 with adamw, in proportion to
+            the batch.
         lr_scale: learning rate of single parts, as a multiple of lr; 1 if not given.
-        weight_decay: weight decay of SGD.
+        weight_decay: weight decay of the optimiser; 0.05 is usual with adamw.
+        norm_decay: weight decay of norms and of transformers' tables of positions; that of all others if not given.
+        optimizer: sgd with momentum 0.9, or adamw, as transformers are trained.
         warmup_steps: steps of linear warm-up; a tenth of the run, at most 500, if not given.
+        lr_steps: steps from which on the learning rate is divided by ten; three quarters and eleven twelfths of the
+            run if not given.
         batch_norm: of the backbone: trained, frozen, or synchronised over processes; auto chooses by the start.
         neck: of faster_rcnn: a pyramid, or c4, the map of stride 16 with a ResNet's last stage as the box head; the
             start's own, or else fpn, if not given.
@@ -163,7 +172,8 @@ def finetune(
     )
     images_per_step, total = int(length.batch.value), int(length.steps.value)
     kept = snapshot_epochs(snapshots, total, length.per_epoch)
-    rate = job.usual_rate(images_per_step, start) if lr is None else Default(lr, ASKED)
+    usual = job.usual_rate(images_per_step, start, optimizer)
+    rate = usual if lr is None else Default(lr, ASKED)
     size = job.usual_size(labels) if image_size is None else Default(image_size, ASKED)
     pixels = int(size.value)
     recipe = Recipe(
@@ -181,11 +191,13 @@ def finetune(
         save_every=save_every,
         evaluate_every=evaluation_interval(held_out is not None, evaluate_every, total),
         max_time=max_time,
+        optimizer=optimizer,
+        lr_steps=None if lr_steps is None else tuple(lr_steps),
     )
     norm = batch_norm_policy(batch_norm, start, recipe.images_per_pass(world), world, device.type)
     net, report = job.build(start, labels, pixels, norm.value)
     scales = lr_scale or PartScales()
-    groups = parameter_groups(net, scales.of(net), weight_decay)
+    groups = parameter_groups(net, scales.of(net), weight_decay, norm_decay)
     dataset = job.dataset(chosen, net, pixels, seed)
 
     note = job.note(net, labels, pixels)
@@ -201,6 +213,7 @@ def finetune(
         **job.settings(note),
         "classes": labels.classes,
         "lr_scale": asdict(scales),
+        "norm_decay": norm_decay,
         "snapshots": kept or None,
         "precision": runtime.precision,
         "processes": world,

@@ -18,6 +18,7 @@ from selfdet.methods.supervised import Supervised
 from selfdet.training import defaults
 from selfdet.training.defaults import Default
 from selfdet.training.log import plural
+from selfdet.training.optimizers import OptimizerName
 from selfdet.training.transfer import TransferReport
 from selfdet.verbs.finetune_task import Task
 from selfdet.verbs.held_out import HeldOut, left_out, without_masks
@@ -64,9 +65,9 @@ class Detection(Task[Labels, HeldOut, Detector, LabelledDataset]):
         """See `finetune_steps`."""
         return defaults.finetune_steps(images, batch)
 
-    def usual_rate(self, batch: int, start: Start, *optimizer: Any) -> Default:
+    def usual_rate(self, batch: int, start: Start, optimizer: OptimizerName) -> Default:
         """See `detector_lr`."""
-        return defaults.detector_lr(batch, detector_of(start, self.detector), *optimizer)
+        return defaults.detector_lr(batch, detector_of(start, self.detector), optimizer)
 
     def usual_size(self, labels: Labels) -> Default:
         """See `detection_size`."""

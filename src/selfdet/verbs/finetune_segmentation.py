@@ -23,6 +23,7 @@ from selfdet.models.atrous import STRIDE
 from selfdet.training import defaults
 from selfdet.training.defaults import Default
 from selfdet.training.log import Reporter, plural
+from selfdet.training.optimizers import OptimizerName
 from selfdet.training.transfer import TransferReport
 from selfdet.verbs.finetune_task import Task
 
@@ -94,9 +95,9 @@ class Segmentation(Task[MaskLabels, HeldOutMasks, Segmenter, MaskedDataset]):
         """See `segmentation_steps`."""
         return defaults.segmentation_steps(images, batch)
 
-    def usual_rate(self, batch: int, start: Start, *optimizer: Any) -> Default:
+    def usual_rate(self, batch: int, start: Start, optimizer: OptimizerName) -> Default:
         """See `segmentation_lr`."""
-        return defaults.segmentation_lr(batch, *optimizer)
+        return defaults.segmentation_lr(batch, optimizer)
 
     def usual_size(self, labels: MaskLabels) -> Default:
         """The median of some images' long sides."""

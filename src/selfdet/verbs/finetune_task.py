@@ -14,6 +14,7 @@ from selfdet.detectors.network import Network
 from selfdet.interchange.starts import Start
 from selfdet.methods.base import Method
 from selfdet.training.defaults import Default
+from selfdet.training.optimizers import OptimizerName
 from selfdet.training.transfer import TransferReport
 
 Labelled = TypeVar("Labelled")  # labels to learn from
@@ -65,8 +66,8 @@ class Task(ABC, Generic[Labelled, Held, Net, Data]):
         """Optimiser steps where nothing was asked."""
 
     @abstractmethod
-    def usual_rate(self, batch: int, start: Start, *optimizer: Any) -> Default:
-        """Learning rate where nothing was asked; `optimizer`: its name, where there is a choice."""
+    def usual_rate(self, batch: int, start: Start, optimizer: OptimizerName) -> Default:
+        """Learning rate where nothing was asked."""
 
     @abstractmethod
     def usual_size(self, labels: Labelled) -> Default:

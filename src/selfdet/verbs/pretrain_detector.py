@@ -20,6 +20,7 @@ from selfdet.training import defaults
 from selfdet.training.box_health import box_words
 from selfdet.training.defaults import ASKED, Default, Length
 from selfdet.training.log import plural
+from selfdet.training.optimizers import OptimizerName
 from selfdet.training.snapshots import Snapshots
 from selfdet.training.stage import Weights
 from selfdet.verbs.stages import Call, StageSettings
@@ -43,6 +44,11 @@ class DetectorStageSettings(StageSettings):
         image_size: long side of a view, pixels; as --image-size if not given.
         lr: peak learning rate; as --lr if not given.
         snapshots: epochs whose weights are kept; as --snapshots if not given.
+        warmup_steps: steps of linear warm-up; a tenth of the stage, at most 500, if not given.
+        lr_epochs: passes after which the learning rate is divided by ten; three quarters and eleven twelfths of the
+            stage if not given.
+        optimizer: sgd with momentum 0.9, or adamw, as transformers are trained.
+        norm_decay: weight decay of norms and of transformers' tables of positions; that of all others if not given.
         temperature: τ of the contrast of objects.
         momentum: of the teacher after the first step; it rises to 1.
         boxes_per_image: proposals taken of an image, the first ones; what the method's authors took if not given.
@@ -51,6 +57,10 @@ class DetectorStageSettings(StageSettings):
             proposals alone, which is cheaper.
     """
 
+    warmup_steps: int | None = None
+    lr_epochs: Sequence[int] | None = None
+    optimizer: OptimizerName = "sgd"
+    norm_decay: float | None = None
     temperature: float = 0.5
     momentum: float = 0.996
     boxes_per_image: int | None = None
@@ -92,20 +102,23 @@ def pretrain_detector(
     length = detector_length(call, len(records), asked)
     images_per_step, total = int(length.batch.value), int(length.steps.value)
     snapshots = call.snapshots("detector", asked, length)
-    rate = defaults.detector_lr(images_per_step, about["detector"]) if asked.lr is None else Default(asked.lr, ASKED)
+    usual = defaults.detector_lr(images_per_step, about["detector"], asked.optimizer)
+    rate = usual if asked.lr is None else Default(asked.lr, ASKED)
     most = net.boxes_per_image if asked.boxes_per_image is None else asked.boxes_per_image
     recipe = call.recipe(
         steps=total,
         batch_size=images_per_step,
         lr=rate.value,
         schedule="step",
-        warmup_steps=min(500, total // 10),
+        warmup_steps=min(500, total // 10) if asked.warmup_steps is None else asked.warmup_steps,
         clip=CLIP if clip is None else clip,
+        optimizer=asked.optimizer,
+        lr_steps=None if asked.lr_epochs is None else tuple(epoch * length.per_epoch for epoch in asked.lr_epochs),
     )
     method_options: dict[str, Any] = {"temperature": asked.temperature, "momentum_start": asked.momentum}
     method_options |= {"samples": asked.samples, "train_backbone": train_backbone, "seed": call.seed}
     method = AlignDet(net, **method_options)
-    groups = parameter_groups(net, {"last": CLASSIFIER}, call.weight_decay, keep_box_outputs=True)
+    groups = parameter_groups(net, {"last": CLASSIFIER}, call.weight_decay, asked.norm_decay, keep_box_outputs=True)
     groups.append({"name": "projector", "lr_scale": 1.0, "params": list(method.projector.parameters())})
     taken = [_first(record, most) for record in records]
     dataset = BoxViewDataset(taken, BoxViews(*box_view_preset(pixels), seed=call.seed))
@@ -116,6 +129,7 @@ def pretrain_detector(
         "options": net.config()["options"],
         "boxes_per_image": most,
         "image_size": pixels,
+        "norm_decay": asked.norm_decay,
         "snapshots": snapshots or None,
         "precision": runtime.precision,
         "processes": call.processes,
