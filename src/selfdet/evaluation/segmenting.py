@@ -51,7 +51,8 @@ def segment(
     stream, done = iter(items), 0
     while chunk := list(islice(stream, sight.batch_size)):
         with fabric.autocast(), evaluating(segmenter), torch.no_grad():
-            found = list(_segment(segmenter, chunk, sight))
+            scores = image_scores(segmenter, [item.image for item in chunk], sight)
+            found = [own.argmax(0).to(torch.uint8).cpu() for own in scores]
         yield from zip(chunk, found)
         done += len(chunk)
         if seen is not None:
@@ -81,14 +82,15 @@ def score_segmentation(
     return confusion.scores(labels.classes)
 
 
-def _segment(segmenter: Segmenter, items: Sequence[MaskedImage], sight: Sight) -> Iterator[Tensor]:
-    images = [_resized(item.image, sight.image_size) for item in items]
+def image_scores(segmenter: Segmenter, images: Sequence[Tensor], sight: Sight) -> Iterator[Tensor]:
+    """Yield the scores (K, H, W) of every pixel of each image (3, H, W) uint8, at its own size."""
+    seen = [_resized(image, sight.image_size) for image in images]
     if sight.sliding:
-        scores = [sliding_scores(segmenter, image, sight.crop_size, sight.batch_size) for image in images]
+        scores = [sliding_scores(segmenter, image, sight.crop_size, sight.batch_size) for image in seen]
     else:
-        scores = whole_scores(segmenter, images)
-    for item, own in zip(items, scores):
-        yield enlarge(own[None], item.size)[0].argmax(0).to(torch.uint8).cpu()
+        scores = whole_scores(segmenter, seen)
+    for image, own in zip(images, scores):
+        yield enlarge(own[None], (image.shape[-2], image.shape[-1]))[0]
 
 
 def _resized(image: Tensor, long_side: int) -> Tensor:

@@ -92,9 +92,9 @@ def check_detector(program: Path, weights: Path, detector: Detector, image_size:
     Raises: ExportMismatchError when the weights differ or under 98 % of the detections have a counterpart of the same
     class within 0.05 px and 0.0001 of score, with a mask of at least 0.95 IoU.
     """
-    _check_weights(weights, detector.net)
+    check_weights(weights, detector.net)
     images = {f"image{row}": image for row, image in enumerate(check_images(image_size))}
-    answer = _stranger(STRANGER + DETECT, program, images)
+    answer = run_stranger(STRANGER + DETECT, program, images)
     samples = [resize_sample(plain_sample(tv_tensors.Image(images[name])), image_size) for name in sorted(images)]
     ours = [each.predict([sample])[0] for each in (detector, _at_zero(detector)) for sample in samples]
     theirs = [{key: answer[f"{run}.{key}"] for key in found} for run, found in enumerate(ours)]
@@ -107,13 +107,13 @@ def check_backbone(program: Path, weights: Path, backbone: Backbone) -> dict[str
     Returns the number of "maps" and the "largest_difference" as a share of a map's largest value.
     Raises: ExportMismatchError when the weights differ or a map does by more than 0.0001 of its largest value.
     """
-    _check_weights(weights, backbone.net)
+    check_weights(weights, backbone.net)
     config: Any = getattr(backbone.net, "pretrained_cfg", {})
     _, height, width = config.get("input_size", (3, 224, 224))
     noise = torch.randint(0, 256, (2, 3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = normalise(noise, backbone.mean, backbone.std)
     script = STRANGER + (TORCHVISION_MAPS if backbone.library == "torchvision" else TIMM_MAPS)
-    theirs = _stranger(script, program, {"images": images}, backbone.library_name, str(len(backbone.channels)))
+    theirs = run_stranger(script, program, {"images": images}, backbone.library_name, str(len(backbone.channels)))
     with torch.no_grad(), evaluating(backbone):
         ours = backbone(images)
     worst = 0.0
@@ -198,7 +198,8 @@ def _at_zero(detector: Detector) -> Detector:
     return again
 
 
-def _check_weights(file: Path, net: nn.Module) -> None:
+def check_weights(file: Path, net: nn.Module) -> None:
+    """Raises: ExportMismatchError where a written file does not hold the network's tensors."""
     written, _ = read_weights(file)
     state = net.state_dict()
     wrong = [name for name in state.keys() | written.keys() if not _equal(state.get(name), written.get(name))]
@@ -210,7 +211,7 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return one is not None and other is not None and torch.equal(one.cpu(), other)
 
 
-def _stranger(script: str, program: Path, tensors: dict[str, Tensor], *words: str) -> dict[str, Tensor]:
+def run_stranger(script: str, program: Path, tensors: dict[str, Tensor], *words: str) -> dict[str, Tensor]:
     """What `script` answers to `tensors`, run with `program` in a process that cannot import selfdet nor download."""
     with tempfile.TemporaryDirectory() as scratch:
         inputs, outputs = Path(scratch) / "inputs.safetensors", Path(scratch) / "outputs.safetensors"

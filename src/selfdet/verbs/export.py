@@ -1,4 +1,4 @@
-"""`selfdet export`: a detector or backbone for use without selfdet, checked there before it is called done."""
+"""`selfdet export`: what was trained, for use without selfdet, checked there before it is called done."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfdet.errors import UserError
-from selfdet.interchange import export_backbone, export_detector
+from selfdet.interchange import export_backbone, export_detector, export_segmenter
 from selfdet.interchange.export_check import check_backbone, check_detector, check_finite
 from selfdet.interchange.export_rebuild import NETWORKS
+from selfdet.interchange.segmenters import load_segmenter
 from selfdet.interchange.starts import load_detector, resolve_start
 from selfdet.models.backbones import Backbone
 from selfdet.training.log import Reporter
 
 
 def export(*, init: str, to: Literal["torchvision", "timm"], out: str) -> dict[str, Any]:
-    """Write a detector or backbone for use without selfdet.
+    """Write a detector, segmenter or backbone for use without selfdet.
 
     A detector goes to torchvision, whatever its backbone: detector.safetensors, detector.json and rebuild.py, which
     needs torch, torchvision, timm and safetensors only. A backbone goes to the library it comes from, with a load.py.
-    Of a detector on a timm backbone, timm gets the backbone as it was fine-tuned. Nothing is called done before a
+    Of a detector on a timm backbone, timm gets the backbone as it was fine-tuned. A segmenter goes the same ways, its
+    weights named as those of torchvision's FCN. Nothing is called done before a
     process that cannot import selfdet has rebuilt it and found the same.
 
     Args:
@@ -67,6 +69,19 @@ def export(*, init: str, to: Literal["torchvision", "timm"], out: str) -> dict[s
             return _done(reporter, target, "detector", out, to, figures)
         _check_library(init, detector.backbone, to, "--to torchvision writes the whole detector")
         backbone, described = detector.backbone, {"trained_as": f"backbone of {note['detector']}"}
+    elif start.kind == "segmenter":
+        segmenter, note = load_segmenter(start)
+        if to == "torchvision":
+            with _whole_folder(target) as folder:
+                export_segmenter.write_segmenter(folder, segmenter, note)
+                figures = export_segmenter.check_segmenter(folder, segmenter, note)
+            reporter.line(
+                f"rebuilt without selfdet, {figures['score_maps']} maps of scores compared: they differ by at most "
+                f"{figures['largest_difference']:.2g} of their largest value"
+            )
+            return _done(reporter, target, "segmenter", out, to, figures)
+        _check_library(init, segmenter.backbone, to, "--to torchvision writes the whole segmenter")
+        backbone, described = export_segmenter.ordinary_backbone(segmenter), {"trained_as": "backbone of fcn"}
     else:
         backbone, described = export_backbone.open_backbone(start), start.note
         _check_library(init, backbone, to, f"Use --to {backbone.library}")
