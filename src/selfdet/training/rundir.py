@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from selfdet.errors import UserError
 
 # Settings that may differ between a run and its continuation: they change no number.
-FREE_ON_RESUME = frozenset({"workers", "max_time", "save_every"})
+FREE_ON_RESUME = frozenset({"workers", "max_time", "save_every", "loggers"})
 # Settings that runs of earlier versions don't name, and what they were in them.
 UNNAMED = {"optimizer": "sgd"}
 
@@ -67,6 +67,7 @@ class RunDir:
         self.pictures = top / "pictures" if whole is None else top / "pictures" / self.path.name
         self.snapshots = top / "snapshots" if whole is None else top / "snapshots" / self.path.name
         self.report = top / "report.html"
+        self.followers: list[Callable[[str, Mapping[str, Any]], None]] = []  # get what is appended: see `loggers`
 
     def product(self, kind: str) -> Path:
         """The weights of a backbone, a detector or a segmenter."""
@@ -143,11 +144,14 @@ class RunDir:
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
         if not self.writes:
             return
+        plain = _plain(dict(row))
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(dict(row)), allow_nan=False) + "\n")
+            file.write(json.dumps(plain, allow_nan=False) + "\n")
             file.flush()
             # As durable as the checkpoint that counts on it: a machine may go down as well as a process.
             os.fsync(file.fileno())
+        for follow in self.followers:
+            follow(path.stem, plain)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl; a last line cut off by a kill is left out."""

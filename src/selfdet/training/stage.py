@@ -16,6 +16,7 @@ from selfdet.methods.base import Method
 from selfdet.training.checkpoint import load_checkpoint
 from selfdet.training.defaults import Default, Policy
 from selfdet.training.log import Reporter, plural
+from selfdet.training.loggers import LoggerName, followed
 from selfdet.training.loop import fit
 from selfdet.training.optimizers import build_optimizer
 from selfdet.training.recipe import Recipe
@@ -59,6 +60,7 @@ class Stage:
     product: Product
     finished: bool = False
     state: dict[str, Any] | None = None
+    loggers: Sequence[LoggerName] = ()
 
     @property
     def product_file(self) -> Path:
@@ -111,7 +113,8 @@ class Stage:
         if self.state is not None:
             quarantine.restore(self.state["quarantine"])
         try:
-            step = self._fit(method, groups, dataset, collate, weights, evaluate, snapshots, quarantine)
+            with followed(self.run, self.loggers):
+                step = self._fit(method, groups, dataset, collate, weights, evaluate, snapshots, quarantine)
         except (UserError, Interrupted) as error:
             self.reporter.record(str(error))  # the command line shows it
             raise
@@ -185,16 +188,18 @@ def open_stage(
     *,
     resume: bool,
     whole: str | None = None,
+    loggers: Sequence[LoggerName] | None = None,
 ) -> Stage:
     """Make or open the run directory of a stage; everything the user may have got wrong is to be checked before.
 
-    `whole`: the folder of the run that `out` is one stage of; None where it is all of it.
+    `whole`: the folder of the run that `out` is one stage of; None where it is all of it. `loggers` get its figures.
 
     A finished run is left as it is, to the byte. That of an interrupted one has its metrics cut back to the checkpoint.
     Raises: UserError when the folder is not empty or not this run's, or when the checkpoint can't be read or was made
     with another number of threads.
     """
     recipe.images_per_pass(runtime.fabric.world_size)
+    config = {**config, "loggers": list(loggers or ()) or None}
     # The others wait until the first has made the folder: to them it is no longer a new one.
     if runtime.first:
         run = RunDir.open(out, config, resume=resume, whole=whole)
@@ -215,4 +220,4 @@ def open_stage(
     runtime.fabric.barrier()  # nobody writes before all have read
     run.truncate_to(-1 if state is None else state["progress"]["step"])
     reporter = Reporter(run.log_file, quiet=not runtime.first)
-    return Stage(run, recipe, runtime, reporter, product, state=state)
+    return Stage(run, recipe, runtime, reporter, product, state=state, loggers=loggers or ())

@@ -15,6 +15,7 @@ from selfdet.interchange.starts import resolve_start
 from selfdet.training import defaults
 from selfdet.training.defaults import ASKED, Default
 from selfdet.training.log import plural
+from selfdet.training.loggers import LoggerName, check_loggers
 from selfdet.training.optimizers import OptimizerName
 from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import check_out_is_new
@@ -78,6 +79,7 @@ def finetune(
     log_every: int = 10,
     save_every: int = 100,
     snapshots: Sequence[int] | None = None,
+    loggers: Sequence[LoggerName] | None = None,
     evaluate_every: int | None = None,
     max_time: float = 0.0,
     resume: bool = False,
@@ -138,6 +140,7 @@ def finetune(
         log_every: steps between rows of metrics.jsonl.
         save_every: steps between checkpoints.
         snapshots: epochs, 0 for the start, after which the weights are kept in OUT/snapshots/; none if not given.
+        loggers: where figures go besides metrics.jsonl: tensorboard, wandb, both; nowhere if not given.
         evaluate_every: steps between evaluations on val_data; five in a run if not given.
         max_time: minutes after which the run is saved and stopped; 0 for no limit.
         resume: continue the run in `out`.
@@ -148,6 +151,7 @@ def finetune(
         selfdet finetune --init runs/pre --data labels/train.json --images photos/ --fraction 0.1 --out runs/ft
     """
     check_out_is_new(out, resume)
+    check_loggers(loggers)
     widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
     kind: type[Task[Any, Any, Any, Any]] = Segmentation if task == "segmentation" else Detection
     job = kind(detector, backbone, widths, scale_jitter, crop_size, keep_box_outputs)
@@ -219,7 +223,7 @@ def finetune(
         "processes": world,
         **asdict(recipe),
     }
-    stage = open_stage(out, config, recipe, runtime, job.product, resume=resume)
+    stage = open_stage(out, config, recipe, runtime, job.product, resume=resume, loggers=loggers)
     if stage.finished:
         return stage.summary()
     stage.introduce(

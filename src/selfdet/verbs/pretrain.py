@@ -12,6 +12,7 @@ from selfdet.detectors.zoo import DetectorKey
 from selfdet.errors import UserError
 from selfdet.proposing.store import read_proposals
 from selfdet.training.log import Reporter
+from selfdet.training.loggers import LoggerName, check_loggers
 from selfdet.training.rundir import RunDir, check_out_is_new
 from selfdet.training.runtime import start_runtime
 from selfdet.verbs.pretrain_backbone import backbone_length, pretrain_backbone
@@ -69,6 +70,7 @@ def pretrain(
     log_every: int = 10,
     save_every: int = 100,
     snapshots: Sequence[int] | None = None,
+    loggers: Sequence[LoggerName] | None = None,
     max_time: float = 0.0,
     resume: bool = False,
 ) -> dict[str, Any]:
@@ -127,6 +129,7 @@ def pretrain(
         save_every: steps between checkpoints.
         snapshots: epochs, 0 for the start, after which each training stage keeps its weights in `snapshots/`; none if
             not given.
+        loggers: where figures go besides metrics.jsonl: tensorboard, wandb, both; nowhere if not given.
         max_time: minutes after which the run is saved and stopped; 0 for no limit.
         resume: continue the run in `out`.
 
@@ -136,6 +139,7 @@ def pretrain(
         selfdet pretrain --images photos/ --detector fcos --backbone resnet18 --out runs/pre
     """
     check_out_is_new(out, resume)
+    check_loggers(loggers)
     chosen = _stages(stages, backbone_weights, boxes)
     if neck == "c4" and "detector" in chosen:
         raise UserError(
@@ -158,6 +162,7 @@ def pretrain(
         save_every=save_every,
         max_time=max_time,
         resume=resume,
+        loggers=loggers,
     )
     about: dict[str, Any] = {
         "verb": "pretrain",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from selfdet.training.defaults import Default, Length, length
+from selfdet.training.loggers import LoggerName
 from selfdet.training.recipe import Recipe
 from selfdet.training.runtime import Runtime
 from selfdet.training.snapshots import snapshot_epochs
@@ -65,6 +66,7 @@ class Call:
     save_every: int
     max_time: float
     resume: bool
+    loggers: Sequence[LoggerName] | None = None
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -120,8 +122,9 @@ class Call:
 
     def open(self, name: Literal["backbone", "detector"], config: Mapping[str, Any], recipe: Recipe) -> Stage:
         """The stage that makes the weights of this name. Raises: UserError, see `open_stage`."""
+        shared = (config, recipe, self.runtime, name)
         if not self.several:
-            return open_stage(self.out, config, recipe, self.runtime, name, resume=self.resume)
+            return open_stage(self.out, *shared, resume=self.resume, loggers=self.loggers)
         folder = Path(self.out) / "stages" / name
         # That the run itself is new, or to be resumed, has been checked.
-        return open_stage(str(folder), config, recipe, self.runtime, name, resume=True, whole=self.out)
+        return open_stage(str(folder), *shared, resume=True, whole=self.out, loggers=self.loggers)
