@@ -71,7 +71,7 @@ def fit(
 
     `batches` yields (step, epoch, micro-batches of the step). `evaluate(step)` returns figures for metrics.jsonl;
     where they hold one of `JUDGES`, the best is kept in best.pt. `extra_state()` joins each checkpoint. `keep(step)` is
-    called at the start and after each step, before a checkpoint counts it: what it writes is there in every continuation.
+    called at the start and after each step, before a checkpoint counts it: every continuation has what it writes.
     Raises: UserError when a loss or gradient is not finite; Interrupted after saving when a signal says stop.
     """
     wrapped, optimizer = fabric.setup(method, optimizer)
