@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from selfdet.verbs.finetune import finetune
     from selfdet.verbs.predict import predict
     from selfdet.verbs.pretrain import pretrain
+    from selfdet.verbs.probe import probe
     from selfdet.verbs.proposals import proposals
     from selfdet.verbs.report import report
 
@@ -42,6 +43,7 @@ __all__ = [
     "finetune",
     "predict",
     "pretrain",
+    "probe",
     "proposals",
     "report",
 ]

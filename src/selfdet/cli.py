@@ -35,6 +35,7 @@ VERBS: dict[str, str] = {
     "compare": "Measure which start is best, with how many labels, and how sure that is.",
     "evaluate": "Measure a detector's COCO AP on labelled images.",
     "predict": "Find objects in images: COCO results and pictures with boxes.",
+    "probe": "Measure what a backbone's frozen features tell apart, in seconds.",
     "correspond": "Show which places of two views backbones take for the same, and which are.",
     "export": "Write a detector or backbone for use without selfdet.",
     "report": "Show a run on one page: what was done, what came of it, in pictures and words.",

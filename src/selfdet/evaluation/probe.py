@@ -1,0 +1,195 @@
+"""What frozen features tell apart: by their nearest neighbours, and by a linear classifier.
+
+Both see the features only, so they are judged in seconds; how well a fine-tuned detector does is another question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from torch import Tensor
+from torch.nn import functional
+from torchvision.ops import roi_align
+
+from selfdet.data.pixels import normalise
+from selfdet.data.probe_samples import ProbeSamples
+from selfdet.methods.momentum import BATCH_NORMS
+from selfdet.models.backbones import Backbone, evaluating
+
+TEMPERATURE = 0.07  # of the neighbours' votes
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the linear classifier's squared weights; the best on a fifth is taken
+LEVELS = 3  # coarsest maps that a box is pooled from: those of a one-stage detector's pyramid
+BINS = 3  # along each side of a pooled box
+SETTLING = 4  # batches that an untrained network's batch norm is set by
+
+Doubles = NDArray[np.float64]
+
+
+@torch.no_grad()
+def settle(backbone: Backbone, pictures: Tensor, batch_size: int) -> None:
+    """Set the running statistics of batch norm to those of some pictures (P, 3, S, S) uint8.
+
+    For an untrained network, whose own (mean 0, variance 1) are statistics of nothing.
+    """
+    norms = [module for module in backbone.modules() if isinstance(module, BATCH_NORMS)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over the batches
+        norm.train()
+    for pictures_of_batch in pictures[: SETTLING * batch_size].split(batch_size):
+        if len(pictures_of_batch) > 1:
+            _maps(backbone, pictures_of_batch)
+    for norm, momentum in zip(norms, kept):
+        norm.momentum = momentum
+        norm.eval()
+
+
+@torch.no_grad()
+def features(backbone: Backbone, samples: ProbeSamples, batch_size: int) -> Tensor:
+    """The features (N, D) float32 of samples, from a backbone in evaluation mode.
+
+    Of whole pictures the mean of the last map; of boxes the means within the box of each of the three coarsest maps,
+    each of unit length, side by side.
+    """
+    found = []
+    with evaluating(backbone):
+        for start in range(0, len(samples.pictures), batch_size):
+            pictures = samples.pictures[start : start + batch_size]
+            maps = _maps(backbone, pictures)
+            if samples.boxes is None:
+                found.append(maps[-1].mean((2, 3)).cpu())
+                continue
+            inside = (samples.picture >= start) & (samples.picture < start + len(pictures))
+            rois = torch.cat([(samples.picture[inside] - start)[:, None].float(), samples.boxes[inside].float()], 1)
+            pooled = [_pool(level, rois, pictures.shape[-1]) for level in maps[-LEVELS:]]
+            found.append(torch.cat([functional.normalize(each, dim=1) for each in pooled], 1).cpu())
+    return torch.cat(found)
+
+
+def _maps(backbone: Backbone, pictures: Tensor) -> list[Tensor]:
+    device = next(backbone.parameters()).device
+    with torch.autocast(device.type, enabled=False):
+        maps = backbone(normalise(pictures.to(device), backbone.mean, backbone.std)).values()
+    return [level.float() for level in maps]
+
+
+def _pool(level: Tensor, rois: Tensor, size: int) -> Tensor:
+    scale = level.shape[-1] / size
+    pooled: Tensor = roi_align(level, rois.to(level), BINS, spatial_scale=scale, sampling_ratio=2, aligned=True)
+    return pooled.mean((2, 3))
+
+
+def splits(samples: ProbeSamples, share: float, seeds: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each seed the samples to learn from and those to judge by, (n,) int64: about `share` of the images.
+
+    Whole images are drawn, and separately among those with each rarest class, so that every class with two images is on
+    both sides.
+    """
+    often = torch.bincount(samples.labels, minlength=len(samples.classes))
+    rarest: dict[int, int] = {}
+    for image, label in zip(samples.image.tolist(), samples.labels.tolist()):
+        if image not in rarest or often[label] < often[rarest[image]]:
+            rarest[image] = label
+    for seed in seeds:
+        rng, judged = np.random.default_rng(seed), set()
+        for kind in range(len(samples.classes)):
+            images = [image for image, label in rarest.items() if label == kind]
+            count = min(max(1, round(share * len(images))), len(images) - 1) if len(images) > 1 else 0
+            judged |= set(rng.permutation(images)[:count].tolist())
+        held = torch.tensor([image in judged for image in samples.image.tolist()])
+        yield (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
+def scores(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, neighbours: int) -> dict[str, Any]:
+    """Accuracies 0…1 of both classifiers: `{"knn", "linear"}`, each with `accuracy` and `balanced_accuracy`.
+
+    `train`, `test`: features (n, D), (m, D); labels (n,), (m,) int64. Balanced: the mean over the classes of the share
+    that is told right.
+    """
+    classes = int(torch.cat([train_labels, test_labels]).max()) + 1
+    told = {
+        "knn": nearest(train, train_labels, test, neighbours, classes),
+        "linear": linear(train, train_labels, test, classes),
+    }
+    return {name: judge(answer, test_labels) for name, answer in told.items()}
+
+
+def judge(answer: Tensor, truth: Tensor) -> dict[str, float]:
+    """Accuracy and balanced accuracy, 0…1, of answers (m,) to a truth (m,)."""
+    right = (answer == truth).double()
+    each = [float(right[truth == label].mean()) for label in truth.unique()]
+    return {"accuracy": float(right.mean()), "balanced_accuracy": sum(each) / len(each)}
+
+
+def chance(train_labels: Tensor, test_labels: Tensor) -> dict[str, float]:
+    """What is got without looking: always the class most frequent in training."""
+    return judge(train_labels.mode().values.expand(len(test_labels)), test_labels)
+
+
+def nearest(train: Tensor, labels: Tensor, test: Tensor, neighbours: int, classes: int) -> Tensor:
+    """The class (m,) of each test feature by its most similar training features, weighted by exp(cosine / 0.07).
+
+    Source: Wu et al., "Unsupervised feature learning via non-parametric instance discrimination" (arXiv 1805.01978),
+    section 3.4.
+    """
+    similarity = functional.normalize(test, dim=1) @ functional.normalize(train, dim=1).T
+    values, places = similarity.topk(neighbours, dim=1)
+    votes = torch.zeros(len(test), classes)
+    votes.scatter_add_(1, labels[places], (values / TEMPERATURE).exp())
+    return votes.argmax(1)
+
+
+def linear(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
+    """The class (m,) of each test feature by multinomial logistic regression on standardised training features.
+
+    The penalty of the squared weights is the one with the best accuracy on every fifth training feature, the stronger
+    of equals.
+    """
+    inside, outside = _standardised(train, test)
+    kinds = labels.numpy()
+    tried = np.arange(len(kinds)) % 5 == 4
+    found = [
+        (
+            float((_answers(_fit(inside[~tried], kinds[~tried], classes, each), inside[tried]) == kinds[tried]).mean()),
+            each,
+        )
+        for each in (PENALTIES if tried.any() else PENALTIES[-1:])
+    ]
+    return torch.from_numpy(_answers(_fit(inside, kinds, classes, max(found)[1]), outside))
+
+
+def _standardised(train: Tensor, test: Tensor) -> tuple[Doubles, Doubles]:
+    """Mean 0 and variance 1 in training, with a column of ones."""
+    mean, deviation = train.double().mean(0), train.double().std(0)
+    scaled = [(each.double() - mean) / deviation.clamp(min=1e-9) for each in (train, test)]
+    inside, outside = (torch.cat([each, torch.ones(len(each), 1)], 1).numpy() for each in scaled)
+    return inside, outside
+
+
+def _fit(inputs: Doubles, labels: NDArray[np.int64], classes: int, penalty: float) -> Doubles:
+    """The weights (D + 1, classes) of least cross entropy plus penalty; the last row, of the ones, is free of it."""
+    count, width = inputs.shape
+    wanted = np.zeros((count, classes))
+    wanted[np.arange(count), labels] = 1
+
+    def loss(flat: Doubles) -> tuple[float, Doubles]:
+        weights = flat.reshape(width, classes)
+        scaled = np.concatenate([penalty * weights[:-1], np.zeros((1, classes))])
+        logs = log_softmax(inputs @ weights, axis=1)
+        value = -(wanted * logs).sum() / count + 0.5 * (scaled * weights).sum()
+        return float(value), (inputs.T @ (np.exp(logs) - wanted) / count + scaled).ravel()
+
+    start = np.zeros(width * classes)
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    return np.asarray(found.x).reshape(width, classes)
+
+
+def _answers(weights: Doubles, inputs: Doubles) -> NDArray[np.int64]:
+    return np.asarray((inputs @ weights).argmax(1))
