@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 # torch==X.Y.* and torchvision==X.Y.*, of the lower bounds in pyproject.toml.
 PAIR = $(shell sed -nE "s/^ *\"(torch|torchvision)>=([0-9.]+)\",$$/'\1==\2.*'/p" pyproject.toml)
 
-.PHONY: demo test test-oldest check install clean
+.PHONY: demo test test-oldest check reference install clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,9 +32,13 @@ test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest tests/models tests/detectors tests/methods tests/interchange
 
 check: $(VENV)/.installed
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs
+	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
+
+# docs/reference/ from signatures and docstrings; a test holds it to them.
+reference: $(VENV)/.installed
+	$(BIN)/python docs/make_reference.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -47,18 +47,21 @@ def _entry(flag: Flag) -> str:
     else:
         left = f"  {flag.name} {label(flag.hint)}"
     width = max(60, min(shutil.get_terminal_size().columns, 110)) - COLUMN
-    glued = _default(flag).replace(" ", "\xa0")  # the default stays on one line
+    default = default_words(flag)
+    glued = f"({'switch; ' if flag.is_switch else ''}default: {default})" if default else ""
+    glued = glued.replace(" ", "\xa0")  # the default stays on one line
     lines = textwrap.wrap(f"{flag.description} {glued}".strip(" "), width)
     right = textwrap.indent("\n".join(lines), " " * COLUMN).replace("\xa0", " ")
     return f"{left:{COLUMN}}{right.lstrip()}" if len(left) < COLUMN else f"{left}\n{right}".rstrip()
 
 
-def _default(flag: Flag) -> str:
+def default_words(flag: Flag) -> str:
+    """A flag's default as it would be typed; empty where there is none, or where its description says what happens."""
     if flag.default is REQUIRED:
         return ""
     if flag.is_switch:
-        return f"(switch; default: {'on' if flag.default else 'off'})"
-    if flag.default is None:  # the description says what happens then, where there is something to say
-        return "" if re.search("default|not given", flag.description, re.IGNORECASE) else "(default: none)"
+        return "on" if flag.default else "off"
+    if flag.default is None:
+        return "" if re.search("default|not given", flag.description, re.IGNORECASE) else "none"
     values = flag.default if isinstance(flag.default, (list, tuple)) else [flag.default]
-    return f"(default: {' '.join(f'{value:g}' if isinstance(value, float) else str(value) for value in values)})"
+    return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
