@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from selfdet.cli_types import choices, expectation, is_list, members
-from selfdet.errors import UserError
+from selfdet.errors import UserError, shown
 
 REQUIRED = inspect.Parameter.empty
 
@@ -190,21 +190,21 @@ def _nearest(word: str, known: Iterable[str], otherwise: str) -> str:
 
 def read_yaml(file: Path, flags: Iterable[Flag]) -> dict[str, Given]:
     """Sort the keys of a YAML file, written with hyphens or underscores, to their flags."""
-    import yaml
+    from selfdet.data.untrusted import parse_yaml
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse_yaml(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}", "--config takes a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not YAML: {error}", "--config takes a YAML file") from None
     return _read_mapping({} if content is None else content, file, {flag.key: flag for flag in flags}, prefix="")
 
 
 def _read_mapping(content: Any, file: Path, flags: dict[str, Flag], prefix: str) -> dict[str, Given]:
     if not isinstance(content, dict):
         where = f"{prefix.rstrip('.').replace('_', '-')} in {file}" if prefix else str(file)
-        raise UserError(f"{where} is {content!r}, expected keys with values", "Write one `key: value` a line")
+        raise UserError(f"{where} is {shown(content)}, expected keys with values", "Write one `key: value` a line")
     given: dict[str, Given] = {}
     for written, value in content.items():
         key = prefix + str(written).replace("-", "_")

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from selfdet.data.untrusted import to_float
+from selfdet.errors import shown
+
 # What can be wrong with a box, and what selfdet does with it.
 BOX_FAULTS = {
     "not_finite": "no four numbers: left out of training and counted, or the labels are refused; mend the entry",
@@ -60,9 +63,10 @@ def four_numbers(entry: Mapping[str, Any]) -> tuple[float, float, float, float] 
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4:
         return None
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in box):
+    x, y, w, h = map(to_float, box)
+    if x is None or y is None or w is None or h is None or not all(map(math.isfinite, (x, y, w, h))):
         return None
-    return box[0], box[1], box[2], box[3]
+    return x, y, w, h
 
 
 def _with_place(detail: str, entry: Mapping[str, Any]) -> str:
@@ -76,10 +80,10 @@ def _image_faults(
     for entry in entries:
         kind = entry.get("category_id")
         if kind not in names:
-            yield entry, "unknown_class", f"class {kind!r} of {len(names)}"
+            yield entry, "unknown_class", f"class {shown(kind)} of {len(names)}"
         box = four_numbers(entry)
         if box is None:
-            yield entry, "not_finite", f"bbox is {entry.get('bbox')!r}"
+            yield entry, "not_finite", f"bbox is {shown(entry.get('bbox'))}"
             continue
         if box[2] <= 0 or box[3] <= 0:
             yield entry, "degenerate", f"{box[2]:g}×{box[3]:g} px"

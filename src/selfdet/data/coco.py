@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -10,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfdet.errors import UserError
+from selfdet.data.untrusted import expanded, is_integer, is_name, parse_json
+from selfdet.errors import UserError, shown
 
 
 def read_coco(file: str | Path, keys: Sequence[str] = ("images",)) -> dict[str, Any]:
@@ -18,20 +18,18 @@ def read_coco(file: str | Path, keys: Sequence[str] = ("images",)) -> dict[str, 
 
     Raises: UserError when the file is missing, is not JSON, or is not COCO.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     if not path.is_file():
         raise UserError(
             f"label file {path} {'is a folder' if path.is_dir() else 'does not exist'}",
             "Give a COCO JSON, or a Pascal VOC folder or list",
         )
     try:
-        coco = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"label file {path} is not JSON: {error.msg} in line {error.lineno}", "Labels are read from COCO JSON"
-        ) from error
-    except (ValueError, RecursionError) as error:  # not even text, or brackets without end
-        raise UserError(f"label file {path} is not JSON", "Labels are read from COCO JSON") from error
+        coco = parse_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"label file {path} cannot be read: {error.strerror}", "Check its permissions") from None
+    except ValueError as error:
+        raise UserError(f"label file {path} is not JSON: {error}", "Labels are read from COCO JSON") from None
     for key in keys:
         value = coco.get(key) if isinstance(coco, dict) else None
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
@@ -49,8 +47,10 @@ def require_unique_ids(coco: dict[str, Any], key: str, file: str | Path) -> None
     """
     ids = [entry.get("id") for entry in coco[key]]
     for position, value in enumerate(ids):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(f'label file {file}: "{key}" number {position} has the id {value!r}, not a whole number')
+        if not is_integer(value):
+            raise UserError(
+                f'label file {file}: "{key}" number {position} has the id {shown(value)}, not a whole number of 64 bits'
+            )
     repeated = [value for value, count in Counter(ids).items() if count > 1]
     if repeated:
         raise UserError(
@@ -67,7 +67,7 @@ def image_files(
     Raises: UserError when a name leaves that folder or, unless `absent_too`, is absent from it.
     """
     names = file_names(coco, file)
-    folder = Path(file).expanduser().parent
+    folder = expanded(file).parent
     best: tuple[Path, list[Path], list[Path]] | None = None
     for candidate in [root] if root is not None else [folder, folder / "images"]:
         paths = [_inside(candidate, name, file) for name in names]
@@ -83,12 +83,17 @@ def image_files(
 
 
 def file_names(coco: dict[str, Any], file: str | Path) -> list[str]:
-    """The `file_name` of each image. Raises: UserError where there is none or it climbs out with `..`."""
+    """The `file_name` of each image.
+
+    Raises: UserError where there is none, it climbs out with `..`, or no file can have it.
+    """
     names = []
     for position, entry in enumerate(coco["images"]):
         name = entry.get("file_name")
         if not isinstance(name, str) or not name:
             raise UserError(f'label file {file} is not COCO: "images" number {position} has no "file_name"')
+        if not is_name(name):
+            raise UserError(f"label file {file} names the image {name}, as no file can be called", "Correct the file")
         if ".." in re.split(r"[\\/]", name):
             raise UserError(
                 f"label file {file} names the image {name}, which leaves the images' folder",
@@ -117,16 +122,17 @@ def missing_files(paths: Iterable[Path]) -> list[Path]:
             try:
                 with os.scandir(parent or ".") as entries:
                     listed[parent] = {entry.name for entry in entries}
-            except OSError:
+            except (OSError, ValueError):
                 listed[parent] = set()
         # The second question is for file systems that take "A.JPG" and "a.jpg" for the same file.
-        if name not in listed[parent] and not path.exists():
+        # Not Path.exists, which raises for names that are too long.
+        if name not in listed[parent] and not os.path.exists(path):
             missing.append(path)
     return missing
 
 
 def _inside(root: Path, name: str, file: str | Path) -> Path:
-    if not (name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name)):
+    if not (name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name) or os.path.splitdrive(name)[0]):
         return root / name
     if Path(name).is_absolute() and Path(os.path.abspath(name)).is_relative_to(os.path.abspath(root)):
         return Path(name)

@@ -17,6 +17,7 @@ from selfdet.data.duplicates import duplicate_groups
 from selfdet.data.images import list_images
 from selfdet.data.inspection import IMAGE_FAULTS, Inspection, Look
 from selfdet.data.labels import parse_labels
+from selfdet.data.untrusted import expanded, is_side
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Split:
 
         Raises: UserError for files that are not labels, and for images and classes without ids of their own.
         """
-        path = Path(file).expanduser()
+        path = expanded(file)
         coco, paths, _ = parse_labels(path, images, strict=False)
         for key in ("images", "categories"):
             require_unique_ids(coco, key, path)
@@ -208,6 +209,4 @@ def _sides(split: Split, sizes: Mapping[int, tuple[int, int]]) -> np.ndarray:
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     width, height = image.get("width"), image.get("height")
-    if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
-        return width, height
-    return None
+    return (int(width), int(height)) if is_side(width) and is_side(height) else None  # type: ignore[arg-type]

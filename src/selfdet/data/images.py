@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,16 @@ from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
 from selfdet.data.coco import absent, image_files, missing_files, read_coco
-from selfdet.errors import UserError
+from selfdet.data.untrusted import is_name, read_lines
+from selfdet.errors import UserError, one_line
 
 IMAGE_SUFFIXES = frozenset(
     [".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
 )
+# The decoders behind these endings. By the content PIL would choose from all it has, among them one that hands files to
+# another program (PostScript).
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "GIF", "TIFF", "WEBP")
+MAX_BYTES = 2**31  # of a file; no image of MAX_PIXELS has more
 # More is taken for a decompression bomb: PIL's own limit, 179 megapixels.
 MAX_PIXELS = 178_956_970
 ORIENTATION_TAG = 0x0112
@@ -31,11 +37,11 @@ class UnreadableImage(OSError):
 
     def __init__(self, path: str | Path, reason: str) -> None:
         self.path = str(path)
-        self.reason = " ".join(reason.split())
+        self.reason = one_line(reason, 300)
         super().__init__(self.path, self.reason)
 
     def __str__(self) -> str:
-        return f"cannot read the image {self.path}: {self.reason}"
+        return one_line(f"cannot read the image {self.path}: {self.reason}")
 
 
 class Quarantine:
@@ -70,7 +76,7 @@ class Quarantine:
 
     def add(self, path: str | Path, reason: str) -> None:
         """Enter a file; one that is there already is not counted again."""
-        self._reasons.setdefault(str(path), reason)
+        self._reasons.setdefault(one_line(str(path)), reason)
 
     def check(self) -> None:
         """Raises: UserError with the count and the first names when more than the limit is unreadable."""
@@ -87,9 +93,10 @@ class Quarantine:
 def list_images(images: str | Path, absent_too: bool = False) -> list[Path]:
     """The image files that `images` stands for, each once.
 
-    A folder: searched with its subfolders, hidden names left out, sorted. A glob: sorted, `**` for any depth. A text
-    list: one path a line, relative to the list's folder, lines beginning with # left out, in its order. A COCO JSON:
-    `file_name`s relative to the JSON's folder or to an `images/` beside it, in its order. One image file: itself.
+    A folder: searched with its subfolders and links, each folder once, hidden names left out, sorted. A glob: sorted,
+    `**` for any depth. A text list: one path a line, relative to the list's folder, lines beginning with # left out, in
+    its order. A COCO JSON: `file_name`s relative to the JSON's folder or to an `images/` beside it, in its order. One
+    image file: itself.
 
     Raises: UserError when there is no such thing, no image in it, or a listed image is absent, unless `absent_too`.
     """
@@ -120,7 +127,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tens
     Raises: UnreadableImage for a missing, truncated, undecodable or absurdly large file, and for one that fits
         `size` neither as stored nor as turned.
     """
-    with _decoding(path), Image.open(path) as file:
+    with _decoding(path), Image.open(path, formats=FORMATS) as file:
         _refuse_huge(path, file)
         file.load()
         pixels = np.array(as_rgb(_upright(file, size)))
@@ -134,7 +141,7 @@ def read_size(path: str | Path, size: tuple[int, int] | None = None) -> tuple[in
 
     Raises: UnreadableImage as `read_image`.
     """
-    with _decoding(path), Image.open(path) as file:
+    with _decoding(path), Image.open(path, formats=FORMATS) as file:
         _refuse_huge(path, file)
         found = (file.width, file.height)
         found = found[::-1] if orientation(file, size) in SIDEWAYS else found
@@ -145,6 +152,7 @@ def read_size(path: str | Path, size: tuple[int, int] | None = None) -> tuple[in
 @contextmanager
 def _decoding(path: str | Path) -> Iterator[None]:
     try:
+        require_plain_file(path)
         yield
     except (UnreadableImage, MemoryError):
         raise
@@ -152,6 +160,18 @@ def _decoding(path: str | Path) -> Iterator[None]:
         raise UnreadableImage(path, "no such file") from error
     except Exception as error:  # PIL's decoders raise anything: OSError, SyntaxError, ValueError, struct.error, …
         raise UnreadableImage(path, str(error).replace(str(path), "the file") or type(error).__name__) from error
+
+
+def require_plain_file(path: str | Path) -> None:
+    """Refuse what has no end or waits for somebody to write: devices, pipes, and files too large for an image.
+
+    Raises: UnreadableImage; OSError as `os.stat`.
+    """
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise UnreadableImage(path, "it is no file" if not stat.S_ISDIR(about.st_mode) else "it is a folder")
+    if about.st_size > MAX_BYTES:
+        raise UnreadableImage(path, f"{about.st_size:,} bytes, which is too large for a photograph")
 
 
 def _refuse_huge(path: str | Path, picture: Image.Image) -> None:
@@ -197,21 +217,32 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _walk(folder: str, seen: frozenset[str] = frozenset()) -> Iterator[str]:
-    real = os.path.realpath(folder)
-    if real in seen:  # a link to a folder above: not walked in circles
-        return
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be listed: {error.strerror}", "Check its permissions") from error
-    for entry in entries:
-        if entry.name.startswith("."):
+def _walk(folder: str) -> Iterator[str]:
+    """The images below a folder. Links are followed, out of it too, but no folder is walked twice: links may form
+    circles, and a few of them more paths than there are atoms. What is there itself comes before what is linked."""
+    seen: set[str] = set()
+    own: list[str] = [folder]
+    linked: list[str] = []
+    while own or linked:
+        path = own.pop() if own else linked.pop(0)
+        real = os.path.realpath(path)
+        if real in seen:
             continue
-        if _is_image(entry.name) and not entry.is_dir():
-            yield entry.path
-        elif entry.is_dir():
-            yield from _walk(entry.path, seen | {real})
+        seen.add(real)
+        try:
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"the folder {path} cannot be listed: {error.strerror}", "Check its permissions") from error
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                if _is_image(entry.name):
+                    yield entry.path
+            elif entry.is_symlink():
+                linked.append(entry.path)
+            else:
+                own.append(entry.path)
 
 
 def _listed(file: Path, absent_too: bool) -> list[Path]:
@@ -228,8 +259,8 @@ def _listed(file: Path, absent_too: bool) -> list[Path]:
 
 def _text_list(file: Path, absent_too: bool) -> list[Path]:
     try:
-        lines = file.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
+        lines = read_lines(file)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{file} is neither an image nor a text list", "Give a folder, a glob, a text list or a COCO JSON"
         ) from error
@@ -238,7 +269,7 @@ def _text_list(file: Path, absent_too: bool) -> list[Path]:
         if not line or line.startswith("#"):
             continue
         path = file.parent / os.path.expanduser(line)
-        if path.suffix and not _is_image(path.name):
+        if not is_name(line) or (path.suffix and not _is_image(path.name)):
             raise UserError(f"{file}, line {number}: {line} is not an image", f"Images end in {_suffixes()}")
         paths.append(path)
     missing = [] if absent_too else missing_files(paths)

@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from selfdet.data.images import MAX_PIXELS, ORIENTATION_TAG, SIDEWAYS, as_rgb, orientation
+from selfdet.data.images import (
+    FORMATS,
+    MAX_PIXELS,
+    ORIENTATION_TAG,
+    SIDEWAYS,
+    UnreadableImage,
+    as_rgb,
+    orientation,
+    require_plain_file,
+)
 
 # What can be odd about an image, and what selfdet does with it.
 IMAGE_FAULTS = {
@@ -67,9 +76,12 @@ class Inspection:
     def run(self) -> Look:
         """Look at it; whatever is wrong with it is part of the answer."""
         try:
+            require_plain_file(self.path)
             content = self.path.read_bytes()
         except FileNotFoundError:
             return Look(self.image_id, {"missing": "no such file"})
+        except UnreadableImage as error:
+            return self.crashed(error.reason)
         except (OSError, MemoryError) as error:
             return self.crashed(getattr(error, "strerror", None) or type(error).__name__)
         if not content:
@@ -86,7 +98,7 @@ class Inspection:
         faults: dict[str, str] = {}
         opened = False
         try:
-            with Image.open(io.BytesIO(content)) as picture:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
                 opened = True
                 faults = _header_faults(picture)
                 turn = orientation(picture, self.size)

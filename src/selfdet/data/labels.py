@@ -18,9 +18,10 @@ from selfdet.data.coco import absent, file_names, image_files, read_coco, requir
 from selfdet.data.images import list_images, read_image
 from selfdet.data.masks import decode_mask, has_segmentation, segmentation_rle
 from selfdet.data.sample import Sample, boxes_xyxy
+from selfdet.data.untrusted import expanded, is_side, to_float
 from selfdet.data.voc import is_voc, read_voc
 from selfdet.data.yolo import is_yolo, read_yolo
-from selfdet.errors import UserError
+from selfdet.errors import UserError, shown
 
 
 @dataclass
@@ -48,8 +49,8 @@ class ImageRecord:
 class Labels:
     """A label file: its classes, in the order of their ids, and one record an image, in the order of the file.
 
-    coco: the parsed file, crowds included, for evaluation; a missing `iscrowd` or `area` is filled in. Labels of
-        another format are turned into this.
+    coco: the parsed file, crowds included, for evaluation; a missing `iscrowd` or `area` is filled in, and boxes that
+        are not finite are left out. Labels of another format are turned into this.
     dropped: how many boxes are left out of the records, by fault: `degenerate` (a side of 0 or less), `not_finite`,
         `out_of_image`.
     hash: of all files that were read.
@@ -90,7 +91,7 @@ def load_labels(file: str | Path, images: str | Path | None = None) -> Labels:
     Raises: UserError for a file that is missing, not JSON or not COCO, repeated ids, images that are absent or whose
         name leaves the folder, and annotations of an unknown image or category.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     coco, paths, files = parse_labels(path, images)
     for key in ("images", "annotations", "categories"):
         require_unique_ids(coco, key, path)
@@ -102,8 +103,12 @@ def load_labels(file: str | Path, images: str | Path | None = None) -> Labels:
         if not isinstance(category.get("name"), str):
             raise UserError(f'label file {path} is not COCO: category {category["id"]} has no "name"')
     _check_annotations(coco, path)
+    # What is no place can't be looked for either: an evaluation would count it as missed.
+    endless = [entry for entry in coco["annotations"] if not all(map(math.isfinite, entry["bbox"]))]
+    coco["annotations"] = [entry for entry in coco["annotations"] if all(map(math.isfinite, entry["bbox"]))]
     category_ids = [category["id"] for category in categories]
     records, dropped = _records(coco, paths, category_ids)
+    dropped |= {"not_finite": len(endless)} if endless else {}
     classes = [category["name"] for category in categories]
     return Labels(path, classes, category_ids, records, coco, dropped, _hash(files))
 
@@ -167,7 +172,7 @@ def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _paths(coco: dict[str, Any], file: Path, images: str | Path | None, strict: bool) -> list[Path]:
-    root = None if images is None else Path(images).expanduser()
+    root = None if images is None else expanded(images)
     if root is None or root.is_dir():
         return image_files(coco, file, root, absent_too=not strict)
     # A list or a glob names the files themselves: each `file_name` must be the end of exactly one of them.
@@ -195,15 +200,25 @@ def _check_annotations(coco: dict[str, Any], file: Path) -> None:
             value = entry[key]
             if not isinstance(value, int) or value not in known[among]:
                 hint = f'Every "{key}" must be the id of one of "{among}"'
-                raise UserError(f"label file {file}: annotation {entry['id']} has the unknown {key} {value!r}", hint)
-        box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+                raise UserError(
+                    f"label file {file}: annotation {entry['id']} has the unknown {key} {shown(value)}", hint
+                )
+        given = entry.get("bbox")
+        numbers = [to_float(value) for value in given] if isinstance(given, list) else []
+        box = [value for value in numbers if value is not None]
+        if len(box) != 4 or len(numbers) != 4:
             raise UserError(
                 f'label file {file}: annotation {entry["id"]} has no "bbox" of four numbers',
                 "A box is [x, y, width, height] in pixels",
             )
-        entry.setdefault("iscrowd", 0)
-        entry.setdefault("area", box[2] * box[3])
+        if entry.setdefault("iscrowd", 0) not in (0, 1):
+            raise UserError(
+                f"label file {file}: annotation {entry['id']} has the iscrowd {shown(entry['iscrowd'])}", "It is 0 or 1"
+            )
+        entry["bbox"] = given if all(map(math.isfinite, box)) else box
+        area = to_float(entry.get("area"))
+        if area is None or not math.isfinite(area):
+            entry["area"] = box[2] * box[3]
 
 
 def _records(
@@ -241,9 +256,7 @@ def _records(
 
 
 def _box(box: list[float], width: int, height: int) -> tuple[list[float], str]:
-    """The xywh `box` as xyxy clipped to the image, and its fault or ""."""
-    if not all(map(math.isfinite, box)):
-        return [], "not_finite"
+    """The finite xywh `box` as xyxy clipped to the image, and its fault or ""."""
     left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
     if right <= left or bottom <= top:
         return [], "degenerate"
@@ -256,7 +269,7 @@ def _box(box: list[float], width: int, height: int) -> tuple[list[float], str]:
 
 
 def _pixels(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return int(value) if is_side(value) else 0
 
 
 def _masks(record: ImageRecord, height: int, width: int) -> tv_tensors.Mask:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from selfdet.data.coco import file_names, image_files, read_coco, require_unique_ids
 from selfdet.data.images import list_images
+from selfdet.data.untrusted import expanded, is_side
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ def numbered_images(images: str | Path) -> list[ListedImage]:
 
     Raises: UserError as `list_images`, and for repeated ids in a COCO JSON.
     """
-    file = Path(images).expanduser()
+    file = expanded(images)
     if file.suffix.lower() == ".json" and file.is_file():
         coco = read_coco(file)
         require_unique_ids(coco, "images", file)
         told = [(entry.get("width"), entry.get("height")) for entry in coco["images"]]
-        sizes = [size if all(isinstance(side, int) and side > 0 for side in size) else None for size in told]
+        sizes = [(int(size[0]), int(size[1])) if all(map(is_side, size)) else None for size in told]
         ids = [entry["id"] for entry in coco["images"]]
         if ids:
             return list(map(ListedImage, ids, image_files(coco, file), file_names(coco, file), sizes))

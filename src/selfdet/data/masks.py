@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-# A polygon's outline is walked in small steps, so one that runs far away would take for ever.
+# A polygon's outline is walked in small steps, so one that runs far away, or to and fro, would take for ever.
 _FURTHEST = 100_000
+_LONGEST = 2_000_000
 
 
 def has_segmentation(segmentation: Any) -> bool:
@@ -85,8 +85,10 @@ def _polygons(polygons: list[Any], size: tuple[int, int]) -> dict[str, Any]:
         numbers = isinstance(polygon, list) and all(isinstance(value, (int, float)) for value in polygon)
         if not numbers or len(polygon) % 2:
             raise ValueError("a polygon is not a list of x, y, x, y, …")
-        if not all(math.isfinite(value) and abs(value) <= _FURTHEST for value in polygon):
+        if not all(abs(value) <= _FURTHEST for value in polygon):  # nor NaN
             raise ValueError(f"a polygon has a corner further away than {_FURTHEST} px")
+    if sum(np.abs(np.diff(np.reshape(each, (-1, 2)), axis=0)).sum() for each in polygons) > _LONGEST:
+        raise ValueError(f"its outline is longer than {_LONGEST:,} px")
     areas = [polygon for polygon in polygons if len(polygon) >= 6]
     if not areas:
         return {"size": list(size), "counts": rle.encode(np.zeros((*size, 1), np.uint8, order="F"))[0]["counts"]}

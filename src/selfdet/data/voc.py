@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
+from selfdet.data.untrusted import parse_xml, read_lines
 from selfdet.errors import UserError
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -74,31 +75,38 @@ def _annotations(path: Path) -> Path | None:
 
 def _names(file: Path) -> list[str]:
     """The images of a list: a name a line; of a class's list only those that have the class (1) or are in doubt (0)."""
-    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.split() for line in read_lines(file)]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no list of images: {_why(error)}", "Write one name a line") from None
     return list(dict.fromkeys(words[0] for words in lines if words and words[1:] != ["-1"]))
 
 
-def _tree(file: Path, strict: bool) -> ElementTree.Element:
+def _tree(file: Path, strict: bool) -> Element:
     try:
-        return ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+        return parse_xml(file.read_bytes())
+    except (OSError, ValueError) as error:
         if not strict:
-            return ElementTree.Element("annotation")
-        raise UserError(f"label file {file} is not XML: {error}", "Correct or remove it") from error
+            return Element("annotation")
+        raise UserError(f"label file {file} is not XML: {_why(error)}", "Correct or remove it") from None
 
 
-def _image_name(tree: ElementTree.Element, name: str) -> str:
+def _why(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _image_name(tree: Element, name: str) -> str:
     """What the XML calls its image, if that is the XML's own name; else the XML's name."""
     said = (tree.findtext("filename") or "").strip()
     return said if Path(said).stem == name and Path(said).name == said else f"{name}{Path(said).suffix or '.jpg'}"
 
 
-def _size(tree: ElementTree.Element) -> dict[str, int]:
+def _size(tree: Element) -> dict[str, int]:
     sides = {side: (tree.findtext(f"size/{side}") or "").strip() for side in ("width", "height")}
-    return {side: int(text) for side, text in sides.items() if text.isdigit()}
+    return {side: int(text) for side, text in sides.items() if text.isdecimal() and len(text) < 10}
 
 
-def _objects(tree: ElementTree.Element, file: Path, strict: bool) -> Iterator[tuple[str, list[float], bool]]:
+def _objects(tree: Element, file: Path, strict: bool) -> Iterator[tuple[str, list[float], bool]]:
     """The class, box (x, y, width, height in pixels) and difficulty of each object."""
     for entry in tree.iter("object"):
         name = (entry.findtext("name") or "").strip()

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from selfdet.data.images import UnreadableImage, list_images, read_size
+from selfdet.data.untrusted import expanded, is_name, parse_yaml, read_lines
 from selfdet.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -36,8 +35,11 @@ def read_yolo(path: Path, strict: bool = True) -> tuple[dict[str, Any], Path, li
     content = _content(file)
     names = _names(content, file)
     chosen = _chosen(content, split, file)
-    root = (file.parent / str(content.get("path") or "")).expanduser()
+    # Unlike names in other label files its folders may be anywhere: the format puts data sets beside programs.
+    root = expanded(file.parent / str(content.get("path") or ""))
     images = sorted({image for each in chosen for image in list_images(_found(root, file, each), not strict)})
+    if len(chosen) > 1:  # of which some may be absolute, or above others
+        images = sorted({Path(os.path.abspath(image)) for image in images})
     coco: dict[str, Any] = {"images": [], "annotations": []}
     coco["categories"] = [{"id": number, "name": name} for number, name in enumerate(names)]
     folder = Path(os.path.commonpath([image.parent for image in images]))
@@ -70,9 +72,9 @@ def _content(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"label file {file} does not exist", "Give YOLO's data.yaml")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"label file {file} is not YAML: {str(error).splitlines()[0]}", "Correct it") from error
+        content = parse_yaml(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"label file {file} is not YAML: {error}", "Correct it") from None
     if not isinstance(content, dict) or "names" not in content:
         raise UserError(f'label file {file} is not YOLO\'s: it has no "names"', "It names the classes and the splits")
     return content
@@ -80,7 +82,7 @@ def _content(file: Path) -> dict[str, Any]:
 
 def _names(content: dict[str, Any], file: Path) -> list[str]:
     names = content["names"]
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f'label file {file}: "names" are no list of classes', "Write names: [cat, dog]")
@@ -102,7 +104,7 @@ def _chosen(content: dict[str, Any], split: str, file: Path) -> list[str]:
 def _found(root: Path, file: Path, name: str) -> Path:
     """A folder or list that a data.yaml names: under its `path`, or beside the file as some programs write it."""
     candidates = [root / name, file.parent / name.removeprefix("../")]
-    found = next((each for each in candidates if each.exists()), None)
+    found = next((each for each in candidates if is_name(name) and os.path.exists(each)), None)
     if found is None:
         raise UserError(f"label file {file}: {candidates[0]} does not exist", 'Correct "path" or the split in the file')
     return found
@@ -119,7 +121,13 @@ def _labels_of(image: Path) -> Path:
 def _objects(file: Path, classes: int, width: int, height: int) -> Iterator[tuple[int, int, list[float], list[float]]]:
     """The line, class, box (x, y, width, height in pixels) and polygon (x, y, x, y … in pixels, or nothing) of each
     row; `classes` 0 takes rows as they are."""
-    for line, row in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = read_lines(file)
+    except (OSError, ValueError) as error:
+        if classes:
+            raise UserError(f"label file {file} cannot be read: {error}", "Correct or remove it") from None
+        lines = []
+    for line, row in enumerate(lines, start=1):
         if not row.strip():
             continue
         try:
@@ -128,7 +136,7 @@ def _objects(file: Path, classes: int, width: int, height: int) -> Iterator[tupl
             first, numbers = -1.0, []
         if not classes and (not first.is_integer() or len(numbers) < 4 or len(numbers) % 2):
             word = row.split()[0]
-            yield line, int(word) if word.isdecimal() else -1, [math.nan] * 4, []
+            yield line, int(word) if word.isdecimal() and len(word) < 10 else -1, [math.nan] * 4, []
             continue
         polygon = len(numbers) >= 6 and len(numbers) % 2 == 0
         if len(numbers) != 4 and not polygon:

@@ -13,7 +13,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from selfdet.data.masks import encode_masks
-from selfdet.errors import UserError
+from selfdet.errors import UserError, one_line
 from selfdet.evaluation.masks import image_sizes, masked_detections, masked_objects
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def detection_table(metrics: Mapping[str, Any], title: str = "") -> str:
     lines += [name + "".join(f"{percent(row[key]):>7}" for key in keys) for name, row in rows.items()]
     if len(metrics["per_class"]) > 1:
         cells = [
-            f"{name[:28]:<28}" + "".join(f"{percent(row['per_class'][name]):>6}" for row in rows.values())
+            f"{one_line(name)[:28]:<28}" + "".join(f"{percent(row['per_class'][name]):>6}" for row in rows.values())
             for name in metrics["per_class"]
         ]
         # Few classes: a list; many: as many columns as a terminal has room for.

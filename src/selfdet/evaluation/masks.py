@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfdet.data.masks import has_segmentation, mask_area, segmentation_rle
+from selfdet.data.untrusted import is_side
 from selfdet.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def image_sizes(
         if isinstance(size, (list, tuple)) and [type(side) for side in size] == [int, int]:
             sizes[images[mask["image_id"]]] = (size[0], size[1])
     for entry in entries:
-        if entry["id"] in images and entry.get("width") and entry.get("height"):
+        if entry["id"] in images and is_side(entry.get("width")) and is_side(entry.get("height")):
             sizes[images[entry["id"]]] = (int(entry["height"]), int(entry["width"]))
     return sizes
 

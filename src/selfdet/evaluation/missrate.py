@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from selfdet.data.untrusted import to_float
 from selfdet.evaluation.detection import percent
 
 # False positives an image at which the miss rate is read: nine, evenly in the logarithm from 0.01 to 1.
@@ -100,12 +101,13 @@ def miss_rates(
 
 def visible_share(entry: Mapping[str, Any]) -> float | None:
     """The share of an annotation's box that is seen, 0…1; None where the label file doesn't say."""
-    if isinstance(share := entry.get(SHARE), (int, float)):
-        return float(share)
+    if (share := to_float(entry.get(SHARE))) is not None:
+        return share
     for name in BOXES:
         seen = entry.get(name)
-        if isinstance(seen, list) and len(seen) == 4:
-            return float(min(1.0, seen[2] * seen[3] / (entry["bbox"][2] * entry["bbox"][3])))
+        sides = [to_float(value) for value in seen[2:]] if isinstance(seen, list) and len(seen) == 4 else []
+        if len(sides) == 2 and sides[0] is not None and sides[1] is not None:
+            return float(min(1.0, sides[0] * sides[1] / (entry["bbox"][2] * entry["bbox"][3])))
     return None
 
 

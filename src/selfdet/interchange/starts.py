@@ -12,14 +12,16 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from selfdet.data.labels import Labels
+from selfdet.data.untrusted import expanded
 from selfdet.detectors.base import Detector
 from selfdet.detectors.network import Part
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
+from selfdet.interchange.notes import check_note, read_note
 from selfdet.interchange.relatives import handed_over, options_for
 from selfdet.interchange.weights import read_weights, write_safetensors
 from selfdet.models.backbones import Backbone, build_backbone
-from selfdet.training.checkpoint import load_checkpoint
+from selfdet.training.checkpoint import load_checkpoint, product_of
 from selfdet.training.rundir import RunDir
 from selfdet.training.transfer import TransferReport, TransferRow, transfer
 
@@ -63,7 +65,7 @@ def resolve_start(init: str, flag: str = "--init") -> Start:
         if not name:
             raise UserError(f"{flag} {init} names no backbone", "Write it behind the colon: library:resnet50")
         return Start("library", init, note={"backbone": name})
-    path = Path(init).expanduser()
+    path = expanded(init)
     if path.is_dir():
         run = RunDir(path)
         run.read_config()
@@ -76,6 +78,7 @@ def resolve_start(init: str, flag: str = "--init") -> Start:
             f"{flag} {init} does not exist", "Give scratch, a run directory, a weights file or library:NAME"
         )
     state, note = _read(path)
+    check_note(note, path)
     told = note.get("kind")
     kind: Kind = "detector" if told == "detector" else "segmenter" if told == "segmenter" else "backbone"
     if not all(name in note for name in REBUILDS.get(kind, ())):
@@ -86,16 +89,9 @@ def resolve_start(init: str, flag: str = "--init") -> Start:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a weights file, or of the product in a run's checkpoint, and its note."""
     if path.suffix == ".pt" and RunDir(path.parent).config_file.is_file():
-        checkpoint = load_checkpoint(path)
-        prefix, note = checkpoint["product"]["prefix"], checkpoint["product"]["note"]
-        tensors = checkpoint["method"].items()
-        return {name.removeprefix(prefix): value for name, value in tensors if name.startswith(prefix)}, note
+        return product_of(path, load_checkpoint(path))
     state, metadata = read_weights(path)
-    try:
-        note = json.loads(metadata.get(NOTE, "{}"))
-    except json.JSONDecodeError:
-        note = {}
-    return state, note if isinstance(note, dict) else {}
+    return state, read_note(metadata.get(NOTE, "{}"))
 
 
 def load_backbone(name: str, weights: str | None) -> tuple[Backbone, TransferReport | None]:
@@ -192,7 +188,7 @@ def build_detector(
     report = fill_backbone(body, start) if start.kind in ("backbone", "segmenter") else None
     try:
         built = DETECTORS[key](num_classes, body, **{**given, **options})
-    except TypeError as error:
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         if not given:
             raise
         raise UserError(f"{start.source}: {error}", "Use the version of selfdet that wrote it") from None

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from selfdet.errors import UserError
+from selfdet.training.checkpoint import check_tensors
 
 CONTAINERS = ("state_dict", "model")  # where training programs keep the weights inside a checkpoint
 
@@ -37,6 +38,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors, metadata = _read_safetensors(path) if start[8:] == b"{" else (_read_torch(path), {})
     if not tensors:
         raise UserError(f"{path} holds no tensors", "name a file with weights")
+    check_tensors(path, tensors)
     return tensors, metadata
 
 
@@ -65,8 +67,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path} is a damaged safetensors file ({error})", "fetch or write it again") from error
+    except Exception as error:  # SafetensorError, and of types that torch does not have, what torch raises
+        raise UserError(
+            f"{path} is a damaged safetensors file ({_first_sentence(error)})", "fetch or write it again"
+        ) from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
@@ -78,9 +82,10 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than plain tensors and was not executed ({_first_sentence(error)})",
-            "if you trust its source, load it yourself and save only its state dict, best as safetensors",
+            "if you trust its source, load it yourself with torch.load(file, weights_only=False) and write its state "
+            "dict with safetensors.torch.save_file",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except Exception as error:  # of a file that is not one, or is cut off, torch raises anything: its checks are few
         raise UserError(
             f"{path} is neither safetensors nor a readable torch file ({_first_sentence(error)})",
             "name a .safetensors, .pt or .pth file",

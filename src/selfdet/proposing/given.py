@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from selfdet.data.coco import file_names, read_coco, require_unique_ids
 from selfdet.data.listing import ListedImage
+from selfdet.data.untrusted import expanded, is_integer, parse_json, to_float
 from selfdet.errors import UserError
 from selfdet.proposing.finding import GivenBoxes
 
@@ -25,7 +25,7 @@ def read_given(file: str | Path, listed: Sequence[ListedImage]) -> dict[int, Giv
 
     Raises: UserError when the file is missing, is neither of the two, or names images that are not listed.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     if not path.is_file():
         raise UserError(f"--boxes {file} {'is a folder' if path.is_dir() else 'does not exist'}", _FORMS)
     if path.read_bytes()[:64].lstrip()[:1] == b"[":
@@ -40,18 +40,18 @@ def read_given(file: str | Path, listed: Sequence[ListedImage]) -> dict[int, Giv
     of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     strangers: dict[Any, None] = {}
     for position, row in enumerate(rows):
-        number = row.get("image_id")
-        if not isinstance(number, int):
+        image_id = row.get("image_id")
+        if not is_integer(image_id):
             raise UserError(f'--boxes {file}: box number {position} has no "image_id"', _FORMS)
         box = row.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+        if not isinstance(box, list) or len(box) != 4 or None in map(to_float, box):
             raise UserError(f'--boxes {file}: box number {position} has no "bbox" of four numbers', _FORMS)
-        if number in ids:
-            of_image[ids[number]].append(row)
+        if image_id in ids:
+            of_image[ids[image_id]].append(row)
         else:
-            strangers[number] = None
+            strangers[image_id] = None
     if strangers:
-        first = ", ".join(names.get(number, f"id {number}") for number in list(strangers)[:3])
+        first = ", ".join(names.get(image_id, f"id {image_id}") for image_id in list(strangers)[:3])
         raise UserError(
             f"--boxes {file} has boxes for {len(strangers)} images that are not in --images: "
             f"{first}{', …' if len(strangers) > 3 else ''}",
@@ -65,10 +65,10 @@ _FORMS = "Give COCO JSON, or a list of COCO results: image_id, bbox [x, y, width
 
 def _results(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--boxes {path} is not JSON", _FORMS) from error
-    if not all(isinstance(row, dict) for row in rows):
+        rows = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"--boxes {path} is not JSON: {error}", _FORMS) from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"--boxes {path} is a list, but not of COCO results", _FORMS)
     return list(rows)
 
@@ -87,10 +87,13 @@ def _match(names: dict[int, str], listed: Iterable[ListedImage]) -> dict[int, in
 
 
 def _given(rows: list[dict[str, Any]]) -> GivenBoxes:
-    boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    if not rows or not all(isinstance(row.get("score"), (int, float)) for row in rows):
-        return GivenBoxes(boxes)
-    scores = np.array([row["score"] for row in rows], np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no place is left out by the filters, and counted
+        boxes = np.array([list(map(to_float, row["bbox"])) for row in rows], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = boxes.astype(np.float32)
+        given = [to_float(row.get("score")) for row in rows]
+        if not rows or None in given:
+            return GivenBoxes(boxes)
+        scores = np.array(given, np.float32)
     order = np.argsort(-scores, kind="stable")
     return GivenBoxes(boxes[order], scores[order])

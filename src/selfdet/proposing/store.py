@@ -15,6 +15,7 @@ import numpy as np
 from selfdet.data.images import UnreadableImage, read_size
 from selfdet.data.labels import ImageRecord, load_labels
 from selfdet.data.listing import ListedImage, numbered_images
+from selfdet.data.untrusted import is_integer
 from selfdet.errors import UserError
 from selfdet.proposing.filters import FALLBACKS
 from selfdet.proposing.finding import DECIMALS, FAULTS, Found
@@ -28,13 +29,18 @@ AGAIN = "Run selfdet proposals on these images"
 def fingerprint(images: Iterable[tuple[str, int, int]]) -> str:
     """A hash of images by name, width and height, whatever their order: 16 hexadecimal digits."""
     lines = sorted(f"{name}\t{width}\t{height}" for name, width, height in images)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return _hash(lines)
 
 
 def listing_hash(listed: Sequence[ListedImage]) -> str:
     """A hash of what is known of images before they are opened, in order: 16 hexadecimal digits."""
     lines = (f"{image.image_id}\t{image.name}\t{image.size}" for image in listed)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return _hash(lines)
+
+
+def _hash(lines: Iterable[str]) -> str:
+    # A file's name may hold bytes that are no text, which Python keeps as halves of letters.
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def counts(found: Iterable[Found]) -> dict[str, Any]:
@@ -118,7 +124,7 @@ def read_info(file: str | Path, coco: Mapping[str, Any]) -> dict[str, Any]:
     Raises: UserError for a file that selfdet proposals did not write or that has been changed since.
     """
     info: Any = coco.get("info")
-    if not isinstance(info, dict) or not {"fingerprint", "skipped", "counts"} <= info.keys():
+    if not isinstance(info, dict) or not {"fingerprint", "skipped", "counts"} <= info.keys() or not _is_whole(info):
         raise UserError(
             f"{file} is not a file of selfdet proposals: its info has no fingerprint",
             f"Give it as --boxes: selfdet proposals --images … --boxes {file} --out …",
@@ -127,6 +133,19 @@ def read_info(file: str | Path, coco: Mapping[str, Any]) -> dict[str, Any]:
     if fingerprint(images) != info["fingerprint"]:
         raise UserError(f"{file}: its list of images is not the one that its boxes were found in", AGAIN)
     return dict(info)
+
+
+def _is_whole(info: Mapping[str, Any]) -> bool:
+    """Whether counts are numbers, and images skipped are names."""
+    skipped, known = info["skipped"], info["counts"]
+    names = list(skipped.values()) if isinstance(skipped, dict) else [None]
+    numbers = list(known.values()) if isinstance(known, dict) else [None]
+    numbers += list(known["fallback"].values()) if isinstance(known, dict) and "fallback" in known else [None]
+    return (
+        all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names)
+        and {"images", "boxes", "images_without_boxes", "dropped"} <= set(known)
+        and all(isinstance(each, dict) or is_integer(each) for each in numbers)
+    )
 
 
 def read_found(coco: Mapping[str, Any]) -> dict[int, Found]:

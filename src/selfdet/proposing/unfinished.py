@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-from selfdet.errors import UserError
-from selfdet.proposing.finding import Found
+from selfdet.data.untrusted import is_integer, parse_json
+from selfdet.errors import UserError, shown
+from selfdet.proposing.filters import FALLBACKS
+from selfdet.proposing.finding import FAULTS, Found
 
 
 class Unfinished:
@@ -39,16 +41,44 @@ class Unfinished:
             self._write(head)
 
     def _read(self, head: dict[str, Any]) -> int:
-        """Take up the whole lines; return their length in bytes."""
+        """Take up the whole lines; return their length in bytes. Raises: UserError where they are not ours."""
         whole, newline, _ = self.path.read_bytes().rpartition(b"\n")
         if not newline:
             return 0
         first, *rest = whole.split(b"\n")
-        require_same(self.path, json.loads(first), head)
-        for line in rest:
-            found = Found.from_dict(json.loads(line))
+        stored = self._value(first, 1)
+        require_same(self.path, stored, head)
+        for number, line in enumerate(rest, start=2):
+            found = self._found(self._value(line, number), number)
             self.found[found.image_id] = found
         return len(whole) + 1
+
+    def _value(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            value = parse_json(line)
+        except ValueError as error:
+            raise self._refusal(number, str(error)) from None
+        if not isinstance(value, dict):
+            raise self._refusal(number, f"it is {shown(value)}")
+        return value
+
+    def _found(self, values: dict[str, Any], number: int) -> Found:
+        try:
+            found = Found.from_dict(values)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise self._refusal(number, str(error)) from None
+        whole = (found.image_id, found.width, found.height, found.dropped)
+        if not all(map(is_integer, whole)) or not {found.fallback} <= {"", *FALLBACKS}:
+            raise self._refusal(number, "it has other values")
+        if not {found.fault} <= {"", *FAULTS} or (found.scores is not None and len(found.scores) != len(found.boxes)):
+            raise self._refusal(number, "it has other values")
+        return found
+
+    def _refusal(self, number: int, why: str) -> UserError:
+        return UserError(
+            f"{self.path}, line {number} is not as selfdet proposals writes it: {why}",
+            "Remove the file to begin anew",
+        )
 
     def append(self, found: Found) -> None:
         """Keep an answer, as it will be read after a kill: with its coordinates rounded."""
@@ -85,6 +115,6 @@ def require_same(file: Path, stored: dict[str, Any], asked: dict[str, Any]) -> N
         if isinstance(asked.get(name), dict) and isinstance(stored.get(name), dict):
             require_same(file, stored[name], asked[name])
         raise UserError(
-            f"{file}: {name} is {stored.get(name)!r} in this run but {asked.get(name)!r} now",
+            f"{file}: {name} is {shown(stored.get(name))} in this run but {shown(asked.get(name))} now",
             "Resume with the run's own settings and images, or name another --out",
         )

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from selfdet.data.untrusted import parse_json
+
 BEATS = 6  # heartbeats within the time after which a claim counts as given up
 
 
@@ -118,10 +120,12 @@ def _is_dead(about: dict[str, Any]) -> bool:
     if about.get("host") != here["host"] or about.get("space") != here["space"] or os.name != "posix":
         return False
     try:
-        os.kill(about["pid"], 0)
+        os.kill(int(about["pid"]), 0)
     except ProcessLookupError:
         return True
     except PermissionError:  # somebody else's, so it lives
+        return False
+    except (KeyError, TypeError, ValueError, OverflowError):  # not written by us: it goes stale like any other
         return False
     return False
 
@@ -129,8 +133,8 @@ def _is_dead(about: dict[str, Any]) -> bool:
 def _read(file: Path) -> dict[str, Any]:
     """What a claim says; nothing where its process has not come to write it."""
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+        about = parse_json(file.read_bytes())
+    except ValueError:
         return {}
     return about if isinstance(about, dict) else {}
 

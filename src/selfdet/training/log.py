@@ -12,6 +12,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from selfdet.errors import printable
+
 COUNT_EVERY = 10.0  # seconds between two lines of a count
 
 
@@ -53,7 +55,8 @@ class Reporter:
         """Say one line (or a table of several)."""
         if self.quiet:
             return
-        self.console.print(text)
+        # Names of files may hold anything, also what a terminal takes for a command, or no text at all.
+        self.console.print(printable(text))
         self.record(text)
 
     def record(self, text: str) -> None:
@@ -61,7 +64,7 @@ class Reporter:
         if self.log_file is None or self.quiet:
             return
         with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+            file.write(printable(text) + "\n")
 
     @contextmanager
     def counting(self, total: int, unit: str) -> Iterator[Callable[[int], None]]:

@@ -16,8 +16,9 @@ from selfdet.data.coco import read_coco
 from selfdet.data.images import read_image
 from selfdet.data.labels import Labels, load_labels
 from selfdet.data.listing import ListedImage, numbered_images
+from selfdet.data.untrusted import expanded
 from selfdet.drawing.boxes import draw_boxes, grid
-from selfdet.errors import UserError
+from selfdet.errors import UserError, one_line
 from selfdet.proposing.filters import Filters
 from selfdet.proposing.finding import FAULTS, Found, Task
 from selfdet.proposing.given import read_given
@@ -114,7 +115,7 @@ def proposals(
     detector = None if init is None else DetectorBoxes(init, image_size, precision, threads)
     settings: dict[str, Any] = {"source": "selective search", **asdict(search)}
     if boxes is not None:
-        content = Path(boxes).expanduser().read_bytes()
+        content = expanded(boxes).read_bytes()
         settings = {"source": Path(boxes).name, "source_hash": hashlib.sha256(content).hexdigest()[:16]}
     if detector is not None:
         settings = detector.settings
@@ -233,7 +234,7 @@ def _say_faults(listed: Sequence[ListedImage], found: Mapping[int, Found], repor
     for fault in FAULTS:
         faulty = [image for image in listed if found[image.image_id].fault == fault]
         for image in faulty[:5]:
-            reporter.line(f"{_words(fault)}, left out: {image.path} ({found[image.image_id].reason})")
+            reporter.line(one_line(f"{_words(fault)}, left out: {image.path} ({found[image.image_id].reason})"))
         if len(faulty) > 5:
             reporter.line(f"{_words(fault)}, left out: {len(faulty)} images in all")
 
