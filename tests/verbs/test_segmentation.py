@@ -21,6 +21,7 @@ from selfdet.training.rundir import RunDir
 from selfdet.verbs.evaluate import evaluate
 from selfdet.verbs.finetune import finetune
 from selfdet.verbs.predict import predict
+from selfdet.verbs.report import report
 from tiny_runs import COMMON, flags
 
 SEGMENT: dict[str, Any] = {**COMMON, "task": "segmentation", "image_size": 64, "crop_size": 48, "steps": 2}
@@ -126,6 +127,18 @@ def test_predict_writes_a_class_map_of_each_image_and_pictures(segmented: Path, 
             assert mask.size == (entry["width"], entry["height"])
             assert np.array(mask).max() < 5
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 2
+
+
+def test_the_page_of_a_run_shows_scores_and_class_maps_beside_labels(segmented: Path, tmp_path: Path) -> None:
+    report(init=str(segmented), out=str(tmp_path / "page.html"), threads=1)
+    page = (tmp_path / "page.html").read_text()
+    for words in (
+        "The segmenter was trained on 10 labelled images",
+        "right pixels",
+        "mIoU on held-out images went from",
+    ):
+        assert words in page
+    assert page.count("with labelled classes") == page.count("with found classes") == 5
 
 
 @pytest.mark.parametrize(

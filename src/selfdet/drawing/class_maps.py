@@ -45,7 +45,7 @@ def _with_legend(picture: Image.Image, entries: Sequence[tuple[str, tuple[int, i
     """The picture above a swatch and a name for each entry, in as many lines as they need."""
     if not entries:
         return picture
-    size = max(10, max(picture.size) // 45)
+    size = max(10, max(picture.size) // 36)
     font = ImageFont.load_default(size)
     line, gap = round(ROW * size), size // 2
     places: list[tuple[int, int]] = []

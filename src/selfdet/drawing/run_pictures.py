@@ -17,6 +17,7 @@ from selfdet.data.images import UnreadableImage, read_image
 from selfdet.data.labels import ImageRecord
 from selfdet.drawing.boxes import draw_boxes
 from selfdet.drawing.report import Item, Picture, Points, Text
+from selfdet.drawing.run_segmentation import class_pictures
 from selfdet.drawing.run_stages import StageRun, WholeRun
 from selfdet.drawing.training import PICTURES, plot_training
 from selfdet.errors import UserError
@@ -42,6 +43,7 @@ CAPTIONS = {
     "match_error": "How far off the spots are that it finds in another view.",
     "ap": "AP is 1 when every object is found, named and boxed exactly. AP50 asks for boxes that fit by half only. The "
     "AP of masks, where there are some, asks for the object's pixels in place of its box.",
+    "miou": "IoU is what was found right over what was found or true, 1 is perfect; mIoU its mean over classes.",
 }
 VIEWS = {
     "backbone": "The first images as training saw them, in two views each; dots of one number mark the same spot.",
@@ -54,7 +56,8 @@ class Example:
     """An image with what is labelled in it and what a detector finds.
 
     `image`: (3, H, W) uint8 RGB; `truth`: boxes (N, 4) xyxy pixels and labels (N,); `found`: those and scores (N,);
-    both with masks, N compressed RLE, from a detector that gives them.
+    both with masks, N compressed RLE, from a detector that gives them. Of a segmenter both are class maps, "classes"
+    (H, W) uint8.
     """
 
     name: str
@@ -85,6 +88,9 @@ def spread(total: int, count: int) -> list[int]:
 def example_pictures(examples: Examples) -> Iterator[Picture]:
     """Each image twice: as it is labelled, and with what is found."""
     for example in examples.images:
+        if "classes" in example.truth:
+            yield from class_pictures(example.name, example.image, example.truth, example.found, examples.names)
+            continue
         objects = len(example.truth["boxes"])
         yield Picture(
             draw_boxes(example.image, **example.truth, names=examples.names, long_side=SHARP),

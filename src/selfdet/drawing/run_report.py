@@ -11,6 +11,7 @@ from typing import Any
 from selfdet.drawing.report import Item, Points, Section, Table, Text, write_report
 from selfdet.drawing.run_log import events
 from selfdet.drawing.run_pictures import SCORE, Examples, charts, example_pictures, first_views, proposals
+from selfdet.drawing.run_segmentation import segmentation_items
 from selfdet.drawing.run_settings import setting_rows
 from selfdet.drawing.run_stages import StageRun, WholeRun, spoken
 from selfdet.drawing.run_words import health, purpose
@@ -57,7 +58,7 @@ def _title(stage: StageRun) -> str:
 
 
 def _headline(whole: WholeRun) -> str:
-    of = f"{spoken(whole.config.get('detector'))} on {whole.config.get('backbone')}"
+    of = f"{spoken(whole.config.get('segmenter') or whole.config.get('detector'))} on {whole.config.get('backbone')}"
     if whole.verb == "pretrain" and not any(stage.kind == "detector" for stage in whole.stages):
         of = str(whole.config.get("backbone"))
     return f"selfdet {whole.verb}: {of}"
@@ -72,7 +73,8 @@ def _intro(whole: WholeRun) -> str:
         share = chosen.get("fraction", 1.0)
         part = "" if share == 1 else f", {100 * share:g} % of those"
         start = "random weights" if config.get("init") == "scratch" else config.get("init")
-        text = f"The detector was trained on {counted}{part} of {config.get('data')}, starting from {start}."
+        what = "The segmenter" if whole.segments else "The detector"
+        text = f"{what} was trained on {counted}{part} of {config.get('data')}, starting from {start}."
     else:
         stages = {"proposals": "boxes that may hold objects", "backbone": "the backbone", "detector": "neck and head"}
         done = [stages[stage] for stage in config.get("stages", []) if stage in stages]
@@ -94,6 +96,7 @@ def _facts(whole: WholeRun) -> dict[str, str | int | float | None]:
     if whole.verb == "finetune":
         last = whole.stages[0].last
         figures = {"AP": last.get("AP"), "AP50": last.get("AP50"), "AP of masks": last.get("mask", {}).get("AP")}
+        figures |= {"mIoU": last.get("mIoU"), "right pixels": last.get("pixel_accuracy")}
         facts |= {name: f"{100 * value:.1f} %" for name, value in figures.items() if value is not None}
         facts["labelled images"] = f"{whole.config.get('fraction', {}).get('image_ids', 0):,}"
     else:
@@ -108,6 +111,10 @@ def _facts(whole: WholeRun) -> dict[str, str | int | float | None]:
 
 def _found(whole: WholeRun, examples: Examples) -> Section:
     """AP by size and class, and what the detector finds on a few images."""
+    if whole.segments:
+        return Section(
+            "What it finds", [*segmentation_items(whole.stages[0].last, examples.words), *example_pictures(examples)]
+        )
     items: list[Item] = []
     last = whole.stages[0].last
     if last.get("AP") is not None:

@@ -17,6 +17,7 @@ NAMES = {
     "moco": "MoCo v2",
     "simclr": "SimCLR",
     "aligndet": "AlignDet",
+    "fcn": "FCN",
     "fcos": "FCOS",
     "retinanet": "RetinaNet",
     "faster_rcnn": "Faster R-CNN",
@@ -109,6 +110,11 @@ class WholeRun:
         return str(self.config.get("verb", "run"))
 
     @property
+    def segments(self) -> bool:
+        """Whether it learns the class of each pixel."""
+        return self.config.get("task") == "segmentation"
+
+    @property
     def finished(self) -> bool:
         """Whether every stage is."""
         return all(stage.finished for stage in self.stages)
@@ -130,7 +136,8 @@ def read_run(path: str | Path) -> WholeRun:
     log = run.log_file.read_text(encoding="utf-8", errors="replace") if run.log_file.is_file() else ""
     found = beginnings(log)
     if config["verb"] == "finetune":
-        return WholeRun(run, config, log, [StageRun("finetune", run, config, found, run.detector)])
+        product = run.segmenter if config.get("task") == "segmentation" else run.detector
+        return WholeRun(run, config, log, [StageRun("finetune", run, config, found, product)])
     stages = []
     for kind in [stage for stage in config.get("stages", []) if stage in TRAINING]:
         several = "steps" not in config  # then each stage has a folder with its own settings

@@ -56,12 +56,13 @@ def _supervised_words(stage: StageRun) -> Iterator[str]:
     losses = [row for row in stage.rows if "loss" in row]
     if len(losses) > 1:
         yield f"The loss went from {losses[0]['loss']:.2f} to {losses[-1]['loss']:.2f}."
-    scores = [(row["AP"], row["step"]) for row in stage.rows if row.get("AP") is not None]
+    score = "mIoU" if stage.config.get("task") == "segmentation" else "AP"
+    scores = [(row[score], row["step"]) for row in stage.rows if row.get(score) is not None]
     if not scores:
-        yield "AP was not measured during training: with --val-data it is, or measure it with selfdet evaluate."
+        yield f"{score} was not measured during training: with --val-data it is, or measure it with selfdet evaluate."
         return
     last, best = scores[-1], max(scores)
-    yield f"AP on held-out images went from {100 * scores[0][0]:.1f} % to {100 * last[0]:.1f} %."
+    yield f"{score} on held-out images went from {100 * scores[0][0]:.1f} % to {100 * last[0]:.1f} %."
     if masks := [row["mask"]["AP"] for row in stage.rows if row.get("mask", {}).get("AP") is not None]:
         yield f"AP of masks went from {100 * masks[0]:.1f} % to {100 * masks[-1]:.1f} %."
     if best[0] - last[0] > FELL:

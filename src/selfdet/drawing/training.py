@@ -94,6 +94,12 @@ PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ),
     ("match_error", "Distance of dense matches from the true point", "median, px of the view", {"match_error_px": ""}),
     ("ap", "Average precision on held-out images", "AP, 0…1", {"AP": "AP", "AP50": "AP50", "mask.AP": "AP of masks"}),
+    (
+        "miou",
+        "Classes of pixels on held-out images",
+        "share, 0…1",
+        {"mIoU": "mIoU", "pixel_accuracy": "right pixels"},
+    ),
     ("learning_rate", "Learning rate", "learning rate", {"lr": ""}),
 )
 

@@ -65,8 +65,8 @@ class FCN(nn.Module):
         else:
             import timm
 
-            options = {"features_only": True, "feature_cls": "getter", "output_stride": STRIDE}
-            getter = timm.create_model(name, pretrained=False, **options)
+            options: dict[str, Any] = {"features_only": True, "feature_cls": "getter", "output_stride": STRIDE}
+            getter: Any = timm.create_model(name, pretrained=False, **options)
             self.backbone, self.last = getter.model, getter.out_indices[-1]
         channels, hidden = int(about["backbone"]["channels"]), max(1, int(about["backbone"]["channels"]) // 4)
         layers: list[nn.Module] = []

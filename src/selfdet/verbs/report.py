@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -15,20 +15,27 @@ from torch import Tensor
 
 from selfdet.data.images import UnreadableImage
 from selfdet.data.labelled import resize_sample
-from selfdet.data.labels import ImageRecord, Labels, load_labels, read_sample
+from selfdet.data.labels import ImageRecord, load_labels, read_sample
+from selfdet.data.mask_labels import load_mask_labels
 from selfdet.data.masks import encode_masks
 from selfdet.data.sample import Sample
 from selfdet.data.untrusted import expanded
 from selfdet.detectors.base import Detector
+from selfdet.detectors.network import Network
+from selfdet.detectors.segmenter import Segmenter
 from selfdet.drawing.run_pictures import Example, Examples, spread
 from selfdet.drawing.run_report import write_run_report
 from selfdet.drawing.run_stages import WholeRun, read_run
 from selfdet.errors import UserError
 from selfdet.evaluation.inference import detect
-from selfdet.interchange.starts import load_detector, match_categories
+from selfdet.interchange.segmenters import load_segmenter
+from selfdet.interchange.starts import match_categories, open_detector, resolve_start
 from selfdet.training.log import Reporter
 from selfdet.training.runtime import Runtime, start_runtime
 from selfdet.verbs.finetune_choices import PartScales, labelled_subset
+from selfdet.verbs.finetune_detection import Detection
+from selfdet.verbs.finetune_segmentation import Segmentation
+from selfdet.verbs.report_segmentation import Shown, segmentation_images
 
 SHOWN = 6  # images that a detector is tried on
 OURS = b'<meta name="generator" content="selfdet">'
@@ -70,8 +77,8 @@ def report(
     return {"report": str(target), "finished": whole.finished}
 
 
-def report_at_the_end(out: str | Path, runtime: Runtime, reporter: Reporter, detector: Detector | None = None) -> None:
-    """Write the page of a run that has just trained, `detector` being what it fine-tuned.
+def report_at_the_end(out: str | Path, runtime: Runtime, reporter: Reporter, network: Network | None = None) -> None:
+    """Write the page of a run that has just trained, `network` being what it fine-tuned.
 
     Whatever is wrong with it is said and no more: a run is not to fail for the want of its page.
     """
@@ -79,7 +86,7 @@ def report_at_the_end(out: str | Path, runtime: Runtime, reporter: Reporter, det
         return
     try:
         whole = read_run(out)
-        examples = None if detector is None else examples_of(whole, detector, runtime.fabric)
+        examples = None if network is None else examples_of(whole, network, runtime.fabric)
         write_run_report(whole, usual=usual_settings(whole), examples=examples)
     except Exception as error:
         reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -94,6 +101,8 @@ def usual_settings(whole: WholeRun) -> dict[str, dict[str, Any]]:
     parameters = inspect.signature(function).parameters
     usual = {name: ... if p.default is inspect.Parameter.empty else p.default for name, p in parameters.items()}
     if whole.verb == "finetune":
+        job = Segmentation if whole.segments else Detection
+        usual |= {"scale_jitter": job.jitter}
         scales = {f"lr_scale.{name}": value for name, value in asdict(PartScales()).items()}
         return {"finetune": usual | scales | {"fraction.fraction": usual["fraction"]}}
     from selfdet.verbs.pretrain import TEMPERATURES
@@ -121,21 +130,34 @@ def _target(out: str) -> Path:
 
 def _from_weights(whole: WholeRun, precision: str, threads: int) -> Examples:
     """What the detector of a run finds, read from its weights: the final ones, else the last checkpoint's."""
-    weights = next((file for file in (whole.run.detector, whole.run.last) if file.is_file()), None)
+    product = whole.stages[0].product
+    weights = next((file for file in (product, whole.run.last) if file.is_file()), None)
     if weights is None:
         return Examples("The run has no weights yet, so nothing can be shown of what it finds.")
     try:
-        detector, _ = load_detector(str(weights))
+        start = resolve_start(str(weights))
+        network: Network = (load_segmenter(start) if whole.segments else open_detector(start, str(weights)))[0]
     except UserError as error:
         return Examples(f"What it finds can't be shown: {error.message}.")
     runtime = start_runtime(devices=1, precision=precision, threads=threads)
-    return examples_of(whole, runtime.place(detector), runtime.fabric)
+    return examples_of(whole, runtime.place(network), runtime.fabric)
 
 
-def examples_of(whole: WholeRun, detector: Detector, fabric: Fabric) -> Examples:
-    """What a fine-tuned detector finds on a few images of its run, held-out ones where there are any."""
+def examples_of(whole: WholeRun, network: Network, fabric: Fabric) -> Examples:
+    """What a fine-tuned network finds on a few images of its run, held-out ones where there are any."""
+    if isinstance(network, Segmenter):
+        try:
+            tried = _tried_on(whole.config, load_mask_labels)
+            images = segmentation_images(whole.config, network, fabric, Shown(*tried))
+        except UserError as error:
+            return Examples(f"What it finds can't be shown any more: {error.message}.")
+        return Examples(tried[0], whole.config["classes"], images)
+    return _detections(whole, cast(Detector, network), fabric)
+
+
+def _detections(whole: WholeRun, detector: Detector, fabric: Fabric) -> Examples:
     try:
-        words, labels, records = _tried_on(whole.config)
+        words, labels, records = _tried_on(whole.config, load_labels)
         category_ids = match_categories(whole.config["classes"], labels)
         readable = list(_readable(records, detector.has_masks))
     except UserError as error:
@@ -155,15 +177,15 @@ def examples_of(whole: WholeRun, detector: Detector, fabric: Fabric) -> Examples
     return Examples(words, labels.classes, images)
 
 
-def _tried_on(config: Mapping[str, Any]) -> tuple[str, Labels, list[ImageRecord]]:
-    """Where to take images from, in words, with the labels and the images taken.
+def _tried_on(config: Mapping[str, Any], load: Callable[..., Any]) -> tuple[str, Any, list[Any]]:
+    """Where to take images from, in words, with the labels, as `load` reads them, and the images taken.
 
     Raises: UserError when files are gone or have changed.
     """
     if config["val_data"] is not None:
-        labels = _as_it_was(config, "val_data")
+        labels = _as_it_was(config, "val_data", load)
         return "Held-out images, evenly spaced over their label file.", labels, _spread(labels.records)
-    labels = _as_it_was(config, "data")
+    labels = _as_it_was(config, "data", load)
     used = labelled_subset(labels, *(config["fraction"][name] for name in ("fraction", "scheme", "seed")))
     if used.hash != config["fraction"]["hash"]:
         raise UserError("this version of selfdet draws other images as the labelled fraction")
@@ -178,14 +200,14 @@ def _tried_on(config: Mapping[str, Any]) -> tuple[str, Labels, list[ImageRecord]
     return words, labels, _spread(labels.records)
 
 
-def _as_it_was(config: Mapping[str, Any], name: str) -> Labels:
-    labels = load_labels(config[name], config["images"])
+def _as_it_was(config: Mapping[str, Any], name: str, load: Callable[..., Any]) -> Any:
+    labels = load(config[name], config["images"])
     if labels.hash != config[f"{name}_hash"]:
         raise UserError(f"{labels.file} has changed since")
     return labels
 
 
-def _spread(records: list[ImageRecord]) -> list[ImageRecord]:
+def _spread(records: list[Any]) -> list[Any]:
     return [records[place] for place in spread(len(records), SHOWN)]
 
 
