@@ -28,17 +28,21 @@ DOCUMENTS = (
     "docs/how-to-slow-data.md",
     "docs/how-to-compare.md",
     "docs/how-to-see.md",
+    "docs/how-to-segment.md",
     "docs/how-to-recipes.md",
     "docs/how-to-pedestrians.md",
 )
 # Those whose Python is run as well, before their commands.
 WITH_PYTHON = ("docs/how-to-weights.md", "docs/how-to-slow-data.md")
+# Whose commands are tested one by one elsewhere (tests/test_cli_recipes.py).
+SLOW = ("docs/how-to-recipes.md",)
 # What makes a command small; it replaces the same flags in the text.
 WIDTHS = {"--image-size": "64", "--fpn-channels": "64", "--head-convs": "1", "--workers": "0", "--precision": "fp32"}
 SMALL = {
     "proposals": {"--workers": "1"},
     "pretrain": {"--steps": "2", "--batch-size": "4", "--backbone": "test_resnet", **WIDTHS},
     "finetune": {"--steps": "2", "--fraction": "0.5", **WIDTHS},
+    "segmentation": {"--steps": "2", "--image-size": "64", "--crop-size": "48"},
     "compare": {
         "--steps": "2",
         "--fractions": "0.5",
@@ -67,7 +71,7 @@ def small(words: list[str]) -> list[str]:
     """The command at a tiny size, without the program's name."""
     program, verb, *rest = words
     assert program == "selfdet"
-    flags = SMALL.get(verb, {})
+    flags = SMALL.get("segmentation" if verb == "finetune" and "segmentation" in rest else verb, {})
     kept, skip = [], False
     for word, after in zip(rest, [*rest[1:], ""]):
         if skip:
@@ -133,7 +137,9 @@ def runner() -> Runner:
     return Runner()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+    "document", [pytest.param(each, marks=pytest.mark.slow) if each in SLOW else each for each in DOCUMENTS]
+)
 def test_commands_run_as_written(
     document: str, material: Path, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

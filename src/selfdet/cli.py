@@ -159,7 +159,7 @@ def overview(verbs: Mapping[str, str]) -> str:
             *(f"  {verb:{width}}  {description}" for verb, description in verbs.items()),
             "",
             "`selfdet VERB --help` shows a verb's flags with an example, `selfdet --version` the version.",
-            "Every verb takes --config FILE (flags from YAML) and --json (one JSON object on stdout).",
+            "Every verb takes --config (flags from YAML, or a recipe's name) and --json (one JSON object on stdout).",
             "Exit codes: 0 done, 1 a fault of selfdet, 2 a mistake in the command or its files.",
         ]
     )

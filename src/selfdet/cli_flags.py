@@ -16,6 +16,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from selfdet.cli_recipes import config_file
 from selfdet.cli_types import choices, expectation, is_list, members
 from selfdet.errors import UserError, shown
 
@@ -56,7 +57,12 @@ class Flag:
 
 
 ADAPTER_FLAGS = (
-    Flag("config", list[str], None, "YAML files of flags, keys with hyphens or underscores; flags typed here win."),
+    Flag(
+        "config",
+        list[str],
+        None,
+        "YAML files of flags, keys with hyphens or underscores, or names of recipes; flags typed here win.",
+    ),
     Flag("json", bool, False, "exactly one JSON object on stdout, everything else on stderr."),
 )
 
@@ -117,7 +123,7 @@ def arguments(verb: str, function: Callable[..., Any], words: Sequence[str]) -> 
     typed.pop("json", None)
     given: dict[str, Given] = {}
     for file in typed.pop("config", Given([], "")).value:
-        given |= read_yaml(Path(file), flags)
+        given |= read_yaml(config_file(verb, file), flags, verb)
     given |= typed
     missing = [flag.name for flag in flags if flag.default is REQUIRED and flag.key not in given]
     if missing:
@@ -188,8 +194,11 @@ def _nearest(word: str, known: Iterable[str], otherwise: str) -> str:
     return f"Did you mean {near[0]}?" if near else f"{otherwise} lists what there is"
 
 
-def read_yaml(file: Path, flags: Iterable[Flag]) -> dict[str, Given]:
-    """Sort the keys of a YAML file, written with hyphens or underscores, to their flags."""
+def read_yaml(file: Path, flags: Iterable[Flag], verb: str = "") -> dict[str, Given]:
+    """Sort the keys of a YAML file, written with hyphens or underscores, to their flags.
+
+    Where it says for which `verb` it is, it must be this one.
+    """
     from selfdet.data.untrusted import parse_yaml
 
     try:
@@ -198,6 +207,8 @@ def read_yaml(file: Path, flags: Iterable[Flag]) -> dict[str, Given]:
         raise UserError(f"{file} cannot be read: {error.strerror}", "--config takes a YAML file") from error
     except ValueError as error:
         raise UserError(f"{file} is not YAML: {error}", "--config takes a YAML file") from None
+    if isinstance(content, dict) and (other := content.pop("verb", verb)) != verb:
+        raise UserError(f"{file} is for selfdet {other}, not {verb}", "Name one for this verb, or use that verb")
     return _read_mapping({} if content is None else content, file, {flag.key: flag for flag in flags}, prefix="")
 
 
