@@ -143,7 +143,7 @@ def first_paragraph(text: str) -> str:
 def markdown(text: str) -> str:
     """A docstring as Markdown: sections with bold titles, each argument, field and error a bullet."""
     lines: list[str] = []
-    listing = False  # inside a section of names
+    listing = fields = False  # inside a section of names; among a dataclass's fields
     for line in inspect.cleandoc(text).splitlines():
         section = SECTIONS.match(line)
         if section:
@@ -151,7 +151,9 @@ def markdown(text: str) -> str:
             lines += ["", f"**{section[1]}**{line[section.end() - 1 :].removesuffix(':')}"] + [""] * (
                 line == section.group()
             )
-        elif (listing and re.match(" {4}[^ ]", line)) or re.match("[a-z_]+: ", line):
+            continue
+        fields = bool(re.match("[a-z_]+: ", line) and (fields or not lines[-1])) or (fields and line.startswith(" "))
+        if (listing and re.match(" {4}[^ ]", line)) or (fields and not line.startswith(" ")):
             name, colon, rest = line.strip().partition(":")
             lines.append(f"* `{name}`:{rest}" if colon else f"* {line.strip()}")
         else:
