@@ -6,8 +6,9 @@ Goes on from benchmarks/person.py (same folder, its photographs and weights). On
 at a time: DenseCL goes on from ImageNet's EfficientNet-Lite0, on 2,045 COCO photographs, some minutes of one core
 each (from nothing, so short a training leaves detectors near 1 AP, where no choice can be told from another). Every
 backbone, and the one that all of them started from, is then measured in the same ways: FCOS fine-tuned on 10 % of the
-labels and scored on held-out images; exact matches between two views. Every finished cell is one line of
-docs/results/ablations.jsonl and is never run again; what was interrupted goes on where it was saved.
+labels and scored on held-out images; exact matches between two views; probes of the frozen features, of persons
+against background and of the objects of coco-tiny. Every finished cell is one line of docs/results/ablations.jsonl and
+is never run again; what was interrupted goes on where it was saved. --table draws docs/pictures/dense-weight.png too.
 """
 
 from __future__ import annotations
@@ -44,6 +45,13 @@ STUDIES: dict[str, dict[str, str]] = {
     "negatives": {BASE: "pooled, one vector an image", "dense-negatives": "one cell an image"},
 }
 START = "imagenet"
+PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "dense-weight.png"
+# What is probed: the cell's key → (task, its words). Persons are to be detected, coco-tiny's objects to be classified.
+PROBES = {
+    "person": ("boxes", "persons and background, boxes in their images"),
+    "objects": ("crops", "80 classes of objects, cut out"),
+}
+PROBE = f"--backbone {person.BACKBONE} --image-size 224 --threads 1"
 
 
 class Bench:
@@ -74,6 +82,22 @@ class Bench:
             figures = match_cell(self.photos, out, person.BACKBONE)
             CELLS.finish({"cell": "match", **named, "image_size": 224, "pairs": 256, **figures})
 
+    def probe(self, variant: str, number: int) -> None:
+        """Measure what the frozen features tell apart."""
+        named = {"variant": variant, "pretrain_seed": number}
+        tiny = self.data.parent / "coco-tiny"
+        words = {
+            "person": f"--data {self.data}/train.json --images {self.data}/images",
+            "objects": f"--data {tiny}/annotations/instances_train2017.json --images {tiny}/train2017 --no-background "
+            "--min-side 24 --limit 2000",
+        }
+        for name, (task, _) in PROBES.items():
+            if not CELLS.found(cell="probe", of=name, **named):
+                command = f"probe --init {self.start(variant, number)} {words[name]} {PROBE}"
+                scores = selfdet(command)["models"][-1]["scores"][task]
+                kept = {kind: [round(v, 5) for v in scores[kind]["balanced_accuracy"]["values"]] for kind in scores}
+                CELLS.finish({"cell": "probe", "of": name, **named, **kept, "command": f"selfdet {command}"})
+
     def finetune(self, variant: str, number: int, seed: int) -> None:
         """Fine-tune a detector from a backbone and score it once."""
         named = {"variant": variant, "pretrain_seed": number, "seed": seed}
@@ -94,8 +118,9 @@ class Bench:
 def table(study: str) -> str:
     """The finished cells of a study as a Markdown table of docs/results.md."""
     lines = [
-        "| pre-training | exact matches | seeds | AP | AP50 | AP of each seed |",
-        "|---|---|---|---|---|---|",
+        "| pre-training | exact matches | persons told from background | objects told apart | seeds | AP | AP50 "
+        "| AP of each seed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for variant, shown in {START: "none: ImageNet's weights", **STUDIES[study]}.items():
         cells = CELLS.found(cell="finetune", variant=variant)
@@ -103,13 +128,40 @@ def table(study: str) -> str:
             ap, ap50 = (spread([100 * cell[key] for cell in cells]) for key in ("AP", "AP50"))
             each = ", ".join(f"{100 * cell['AP']:.2f}" for cell in cells)
             exact = mean(CELLS.found(cell="match", variant=variant), "match_accuracy")
-            lines.append(f"| {shown} | {exact} | {len(cells)} | {ap} | {ap50} | {each} |")
+            probes = " | ".join(probed(variant, name) for name in PROBES)
+            lines.append(f"| {shown} | {exact} | {probes} | {len(cells)} | {ap} | {ap50} | {each} |")
     return "\n".join(lines)
 
 
 def mean(cells: list[dict[str, Any]], name: str) -> str:
     """A share in percent, over the pre-training seeds."""
     return f"{spread([100 * cell[name] for cell in cells])} %" if cells else "–"
+
+
+def probed(variant: str, name: str) -> str:
+    """Linear balanced accuracy in percent, over the splits."""
+    values = [100 * value for cell in CELLS.found(cell="probe", of=name, variant=variant) for value in cell["linear"]]
+    return f"{spread(values)} %" if values else "–"
+
+
+def draw() -> None:
+    """Detection and probes over λ, beside the backbone that all started from."""
+    from selfdet.drawing.trade import plot_trade
+
+    def detection(variant: str) -> list[float]:
+        return [100 * cell["AP"] for cell in CELLS.found(cell="finetune", variant=variant)]
+
+    def linear(variant: str, name: str) -> list[float]:
+        cells = CELLS.found(cell="probe", of=name, variant=variant)
+        return [100 * value for cell in cells for value in cell["linear"]]
+
+    panels = {"AP with 10 % of the labels": {"FCOS": {weight: detection(name) for name, weight in WEIGHTS.items()}}}
+    levels = {"AP with 10 % of the labels": {"ImageNet": detection(START)}}
+    for name, (_, words) in PROBES.items():
+        label = f"probe, %: {name}"
+        panels[label] = {words: {weight: linear(variant, name) for variant, weight in WEIGHTS.items()}}
+        levels[label] = {"ImageNet": linear(START, name)}
+    plot_trade(panels, PICTURE, title="Detection and what features tell apart", x_label="λ", levels=levels)
 
 
 def main() -> None:
@@ -129,7 +181,10 @@ def main() -> None:
                 for study in options.only:
                     for variant in (START, *STUDIES[study]):
                         bench.pretrain(variant, number)
+                        bench.probe(variant, number)
                         bench.finetune(variant, number, seed)
+    if CELLS.found():
+        draw()
     for study in options.only:
         print(f"\n{study}\n\n{table(study)}")
 

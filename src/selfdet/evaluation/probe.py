@@ -23,7 +23,9 @@ from selfdet.methods.momentum import BATCH_NORMS
 from selfdet.models.backbones import Backbone, evaluating
 
 TEMPERATURE = 0.07  # of the neighbours' votes
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the linear classifier's squared weights; the best on a fifth is taken
+# Of the linear classifier's squared weights, strongest first; the best on a fifth is taken.
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)
+STEPS = 60  # of a fit, which goes on from the one with a stronger penalty
 LEVELS = 3  # coarsest maps that a box is pooled from: those of a one-stage detector's pyramid
 BINS = 3  # along each side of a pooled box
 SETTLING = 4  # batches that an untrained network's batch norm is set by
@@ -155,14 +157,17 @@ def linear(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
     inside, outside = _standardised(train, test)
     kinds = labels.numpy()
     tried = np.arange(len(kinds)) % 5 == 4
-    found = [
-        (
-            float((_answers(_fit(inside[~tried], kinds[~tried], classes, each), inside[tried]) == kinds[tried]).mean()),
-            each,
-        )
-        for each in (PENALTIES if tried.any() else PENALTIES[-1:])
-    ]
-    return torch.from_numpy(_answers(_fit(inside, kinds, classes, max(found)[1]), outside))
+    best, chosen, weights = -1.0, 0, None
+    for place, penalty in enumerate(PENALTIES if tried.any() else PENALTIES[:1]):
+        weights = _fit(inside[~tried], kinds[~tried], classes, penalty, weights)
+        right = float((_answers(weights, inside[tried]) == kinds[tried]).mean()) if tried.any() else 0.0
+        if right > best:
+            best, chosen = right, place
+    weights = None
+    for penalty in PENALTIES[: chosen + 1]:
+        weights = _fit(inside, kinds, classes, penalty, weights)
+    assert weights is not None
+    return torch.from_numpy(_answers(weights, outside))
 
 
 def _standardised(train: Tensor, test: Tensor) -> tuple[Doubles, Doubles]:
@@ -173,7 +178,9 @@ def _standardised(train: Tensor, test: Tensor) -> tuple[Doubles, Doubles]:
     return inside, outside
 
 
-def _fit(inputs: Doubles, labels: NDArray[np.int64], classes: int, penalty: float) -> Doubles:
+def _fit(
+    inputs: Doubles, labels: NDArray[np.int64], classes: int, penalty: float, begin: Doubles | None = None
+) -> Doubles:
     """The weights (D + 1, classes) of least cross entropy plus penalty; the last row, of the ones, is free of it."""
     count, width = inputs.shape
     wanted = np.zeros((count, classes))
@@ -186,8 +193,8 @@ def _fit(inputs: Doubles, labels: NDArray[np.int64], classes: int, penalty: floa
         value = -(wanted * logs).sum() / count + 0.5 * (scaled * weights).sum()
         return float(value), (inputs.T @ (np.exp(logs) - wanted) / count + scaled).ravel()
 
-    start = np.zeros(width * classes)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    start = np.zeros(width * classes) if begin is None else begin.ravel()
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
     return np.asarray(found.x).reshape(width, classes)
 
 
