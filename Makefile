@@ -36,9 +36,10 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check src tests benchmarks docs/make_reference.py
 	$(BIN)/mypy
 
-# docs/reference/ from signatures and docstrings; a test holds it to them.
+# docs/reference/ from signatures and docstrings, the tables of docs/how-to-settings.md from the code; tests hold them to it.
 reference: $(VENV)/.installed
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_settings.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

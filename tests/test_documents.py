@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -171,15 +172,26 @@ def test_the_reference_names_every_verb() -> None:
     assert all(f"`{verb}`" in text for verb in VERBS)
 
 
-def test_the_reference_says_what_the_docstrings_say() -> None:
-    path = ROOT / "docs/make_reference.py"
-    spec = importlib.util.spec_from_file_location("make_reference", path)
+def module(path: Path) -> ModuleType:
+    """A script of docs/, imported."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for file, text in module.pages().items():
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_the_reference_says_what_the_docstrings_say() -> None:
+    for file, text in module(ROOT / "docs/make_reference.py").pages().items():
         assert file.read_text("utf-8") == text, f"{file.name} is not what the docstrings say: run `make reference`"
+
+
+def test_the_tables_of_settings_are_what_the_code_chooses() -> None:
+    script = module(ROOT / "docs/make_settings.py")
+    text = script.PAGE.read_text("utf-8")
+    assert "| `laptop` |" in text
+    assert script.page(text) == text, "run `make reference`"
 
 
 def test_links_between_documents_lead_somewhere() -> None:

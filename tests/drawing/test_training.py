@@ -27,6 +27,20 @@ def test_the_ap_of_masks_is_a_curve_beside_that_of_boxes(tmp_path: Path, monkeyp
     assert drawn["loss.png"] == {"masks": [(3, 0.7)]}
 
 
+def test_a_method_with_one_loss_shows_it_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(training, "plot_curves", lambda series, path, **_: drawn.update({path.name: series}))
+    plot_training([{"step": 2, "loss": 0.7, "global": 0.7}], tmp_path)
+    assert drawn == {"loss.png": {"global": [(2, 0.7)]}}
+
+
+def test_segmentation_has_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(training, "plot_curves", lambda series, path, **_: drawn.update({path.name: series}))
+    plot_training([{"step": 2, "loss": 0.7, "batch_accuracy": 0.4}, {"step": 2, "mIoU": 0.3}], tmp_path)
+    assert drawn["miou.png"] == {"mIoU": [(2, 0.3)], "the same in training": [(2, 0.4)]}
+
+
 def test_only_figures_that_are_there_are_drawn(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"step": 0, "AP": 0.0, "AP50": None},
@@ -66,7 +80,7 @@ def test_every_figure_that_health_speaks_of_has_its_curve(
         *("match_accuracy", "match_error", "learning_rate"),
     }
     assert set(drawn["loss"]) == {"total", "global", "dense"}
-    assert levels == {"chance, log(K + 1)": math.log(65), "guessing": 0.25, "at most": 4.0}
+    assert levels == {"chance": math.log(65), "guessing": 0.25, "at most": 4.0}
     assert [step for step, _ in drawn["match_accuracy"]["this run"]] == [0, 5]
     assert [step for step, _ in drawn["loss"]["total"]] == [2, 4, 5]
 

@@ -67,7 +67,8 @@ def plot_curves(
             y = _running_mean(y, window)
         axes.plot(x, y, color=ink, linestyle=style, linewidth=1.8, marker="o" if len(y) <= 30 else "", markersize=3.5)
         last = int(np.flatnonzero(known)[-1])
-        ends.append((name, ink, float(x[last]), float(y[last])))
+        if name:  # a chart of one curve says in its title what it is
+            ends.append((name, ink, float(x[last]), float(y[last])))
         every_x += x[known].tolist()
         every_y += y[known].tolist()
     right = max(every_x, default=1.0)

@@ -33,7 +33,7 @@ PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
             "loss_mask": "masks",
             "loss_objectness": "objectness of the RPN",
             "loss_rpn_box_reg": "box regression of the RPN",
-            "loss_chance": "chance, log(K + 1)",
+            "loss_chance": "chance",
         },
     ),
     (
@@ -98,7 +98,7 @@ PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
         "miou",
         "Classes of pixels on held-out images",
         "share, 0…1",
-        {"mIoU": "mIoU", "pixel_accuracy": "right pixels"},
+        {"mIoU": "mIoU", "pixel_accuracy": "right pixels", "batch_accuracy": "the same in training"},
     ),
     ("learning_rate", "Learning rate", "learning rate", {"lr": ""}),
 )
@@ -110,6 +110,9 @@ def plot_training(rows: Rows, folder: Path) -> list[Path]:
     written = []
     for file, title, label, names in PICTURES:
         found = {name: points for name in names if (points := _points(rows, name))}
+        own = [name for name in found if name not in LEVELS]
+        if file == "loss" and len(own) == 2 and found[own[0]] == found[own[1]]:
+            del found["loss"]  # of a method with one loss, which would hide it
         series = {names[name]: points for name, points in found.items() if name not in LEVELS}
         levels = {names[name]: points[-1][1] for name, points in found.items() if name in LEVELS}
         if series:

@@ -15,6 +15,8 @@ from selfdet.training.optimizers import OptimizerName
 ASKED = "asked"
 # Of this many images on a data set counts as large, for which the papers' ImageNet settings are taken, not COCO's.
 LARGE = 500_000
+# Images a step where nothing is asked, on a CPU and on a GPU.
+BATCHES = {"backbone": (64, 256), "detector": (8, 16), "finetune": (8, 8)}
 
 
 class Default(NamedTuple):
@@ -39,15 +41,15 @@ class Policy(NamedTuple):
         return f"{name}: {self.value} ({self.reason})"
 
 
-def batch_size(images: int, asked: int | None, usual: int, shares: int = 1) -> Default:
-    """Images a step: what was asked, else `usual`; lowered where there are fewer images, to a multiple of `shares`
-    (processes × micro-batches).
+def batch_size(images: int, asked: int | None, usual: int, shares: int = 1, why: str = "default") -> Default:
+    """Images a step: what was asked, else `usual` with its `why`; lowered where there are fewer images, to a multiple
+    of `shares` (processes × micro-batches).
 
     Raises: UserError when there are fewer images than shares.
     """
     wanted = usual if asked is None else asked
     if images >= wanted:
-        return Default(wanted, "default" if asked is None else ASKED)
+        return Default(wanted, why if asked is None else ASKED)
     lowered = images // shares * shares
     if not lowered:
         raise UserError(
@@ -106,7 +108,7 @@ def length(
     images: int,
     *,
     batch: int | None,
-    usual_batch: int,
+    usual_batch: Default,
     shares: int,
     epochs: int | None,
     steps: int | None,
@@ -116,7 +118,7 @@ def length(
 
     Raises: UserError, see `batch_size` and `asked_steps`.
     """
-    chosen = batch_size(images, batch, usual_batch, shares)
+    chosen = batch_size(images, batch, int(usual_batch.value), shares, usual_batch.reason)
     size = int(chosen.value)
     return Length(chosen, asked_steps(images, size, epochs, steps) or usual_steps(images, size), max(1, images // size))
 

@@ -17,6 +17,7 @@ from selfdet.training.defaults import ASKED, Default
 from selfdet.training.log import plural
 from selfdet.training.loggers import LoggerName, check_loggers
 from selfdet.training.optimizers import OptimizerName
+from selfdet.training.presets import Preset, PresetName
 from selfdet.training.recipe import Recipe
 from selfdet.training.rundir import check_out_is_new
 from selfdet.training.runtime import start_runtime
@@ -34,7 +35,7 @@ from selfdet.verbs.finetune_segmentation import Segmentation
 from selfdet.verbs.finetune_task import Task
 from selfdet.verbs.report import report_at_the_end
 
-BATCH = 8
+BATCH = defaults.BATCHES["finetune"][0]  # on a GPU too
 
 
 def finetune(
@@ -72,6 +73,7 @@ def finetune(
     clip: float = 10.0,
     seed: int = 0,
     workers: int | None = None,
+    preset: PresetName | None = None,
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     devices: str = "auto",
     nodes: int = 1,
@@ -133,6 +135,8 @@ def finetune(
         clip: bound of the gradient norm; 0 for none.
         seed: of the fraction, new weights, views and order.
         workers: loader processes; chosen from the cores if not given.
+        preset: usual settings for a kind of machine: laptop, one-gpu or eight-gpu, see the reference; what follows
+            from data and machine if not given.
         precision: auto takes bf16 where the hardware multiplies it.
         devices: number of processes on this machine, or auto.
         nodes: number of machines.
@@ -160,6 +164,8 @@ def finetune(
     subset = labelled_subset(labels, fraction, fraction_scheme, seed)
     chosen = labels.subset(subset.image_ids)
     start = resolve_start(init)
+    of_preset, said = Preset(preset, "finetune"), list[str]()
+    devices = Preset(preset, "run").word("devices", None if devices == "auto" else devices, "auto", said)
     runtime = start_runtime(devices=devices, nodes=nodes, precision=precision, threads=threads)
     device, world = runtime.fabric.device, runtime.fabric.world_size
     job.check(chosen)
@@ -168,17 +174,17 @@ def finetune(
     length = defaults.length(
         len(chosen),
         batch=batch_size,
-        usual_batch=BATCH,
+        usual_batch=of_preset.number("batch_size", Default(BATCH, "default")),
         shares=world * accumulate,
         epochs=epochs,
         steps=steps,
-        usual_steps=job.usual_steps,
+        usual_steps=of_preset.steps(job.usual_steps),
     )
     images_per_step, total = int(length.batch.value), int(length.steps.value)
     kept = snapshot_epochs(snapshots, total, length.per_epoch)
     usual = job.usual_rate(images_per_step, start, optimizer)
     rate = usual if lr is None else Default(lr, ASKED)
-    size = job.usual_size(labels) if image_size is None else Default(image_size, ASKED)
+    size = of_preset.size(job.usual_size(labels)) if image_size is None else Default(image_size, ASKED)
     pixels = int(size.value)
     recipe = Recipe(
         steps=total,
@@ -221,6 +227,7 @@ def finetune(
         "snapshots": kept or None,
         "precision": runtime.precision,
         "processes": world,
+        "preset": preset,
         **asdict(recipe),
     }
     stage = open_stage(out, config, recipe, runtime, job.product, resume=resume, loggers=loggers)
@@ -230,6 +237,7 @@ def finetune(
         f"{note[job.product]} on {note['backbone']} from {start.source}; {runtime.describe}",
         f"{len(chosen)} of {plural(len(labels), 'labelled image')}, with {job.objects(chosen)} "
         f"({subset.scheme} {subset.fraction:g}, seed {subset.seed}, hash {subset.hash[:12]})",
+        *said,
         *job.remarks(labels, chosen, held_out, dataset),
         *advice(start, rate, weight_decay, asked=lr is not None, keep_box_outputs=keep_box_outputs),
         report=report,

@@ -13,6 +13,7 @@ from selfdet.errors import UserError
 from selfdet.proposing.store import read_proposals
 from selfdet.training.log import Reporter
 from selfdet.training.loggers import LoggerName, check_loggers
+from selfdet.training.presets import Preset, PresetName
 from selfdet.training.rundir import RunDir, check_out_is_new
 from selfdet.training.runtime import start_runtime
 from selfdet.verbs.pretrain_backbone import backbone_length, pretrain_backbone
@@ -23,6 +24,7 @@ from selfdet.verbs.stages import Call, StageSettings
 
 StageName = Literal["proposals", "backbone", "detector"]
 STAGES: tuple[StageName, ...] = ("proposals", "backbone", "detector")
+BACKBONE = "resnet50"
 TEMPERATURES = {"densecl": 0.2, "moco": 0.2, "simclr": 0.1}
 
 
@@ -31,7 +33,7 @@ def pretrain(
     images: str,
     out: str,
     method: Literal["densecl", "moco", "simclr"] = "densecl",
-    backbone: str = "resnet50",
+    backbone: str | None = None,
     backbone_weights: str | None = None,
     detector: DetectorKey = "fcos",
     stages: Sequence[StageName] | None = None,
@@ -63,6 +65,7 @@ def pretrain(
     train_backbone: bool = False,
     seed: int = 0,
     workers: int | None = None,
+    preset: PresetName | None = None,
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
     devices: str = "auto",
     nodes: int = 1,
@@ -84,7 +87,7 @@ def pretrain(
         out: run directory to make; refused when not empty, unless resuming.
         method: densecl contrasts local features besides global ones; moco is MoCo v2, global only; simclr contrasts the
             images of a batch among each other, without queue and key encoder.
-        backbone: torchvision ResNet or any timm model with feature maps.
+        backbone: torchvision ResNet or any timm model with feature maps; resnet50 if not given.
         backbone_weights: start of the backbone: `library` for the library's weights, a file, or a run (of a fine-tuned
             one its backbone); random if not given.
         detector: the detector to train, which finetune takes from here.
@@ -121,6 +124,8 @@ def pretrain(
         train_backbone: let the detector stage train the backbone too.
         seed: of weights, views and order.
         workers: loader processes; chosen from the cores if not given.
+        preset: usual settings for a kind of machine: laptop, one-gpu or eight-gpu, see the reference; what follows
+            from data and machine if not given.
         precision: auto takes bf16 where the hardware multiplies it.
         devices: number of processes on this machine, or auto.
         nodes: number of machines.
@@ -149,6 +154,9 @@ def pretrain(
     if snapshots and chosen == ["proposals"]:
         raise UserError("--snapshots: finding boxes has no epochs", "Leave it out, or add a stage that trains")
     paths = list_images(images)
+    whole, said = Preset(preset, "run"), list[str]()
+    backbone = whole.word("backbone", backbone, BACKBONE, said)
+    devices = whole.word("devices", None if devices == "auto" else devices, "auto", said)
     runtime = start_runtime(devices=devices, nodes=nodes, precision=precision, threads=threads)
     call = Call(
         out=out,
@@ -163,6 +171,8 @@ def pretrain(
         max_time=max_time,
         resume=resume,
         loggers=loggers,
+        preset=preset,
+        said=said,
     )
     about: dict[str, Any] = {
         "verb": "pretrain",

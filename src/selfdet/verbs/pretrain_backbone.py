@@ -32,7 +32,7 @@ LOOKS = 20  # looks at the matches in a run
 
 def backbone_length(call: Call, images: int, asked: StageSettings) -> Length:
     """Batch and steps of this stage on so many images."""
-    return call.length(images, asked, call.by_device(cpu=64, gpu=256), defaults.contrastive_steps)
+    return call.length("backbone", images, asked, defaults.contrastive_steps)
 
 
 def pretrain_backbone(
@@ -65,7 +65,9 @@ def pretrain_backbone(
                 f"--queue-length {queue_length}: simclr has no queue", "Leave it out, or take densecl or moco"
             )
         queue = Default(queue_length, ASKED)
-    size = VIEW_SIZE if asked.image_size is None else asked.image_size
+    usual_size = call.of("backbone").number("image_size", Default(VIEW_SIZE, "default"))
+    shown = usual_size if asked.image_size is None else Default(asked.image_size, ASKED)
+    size = int(shown.value)
     net.check_image_size(size)
 
     recipe = call.recipe(
@@ -99,8 +101,9 @@ def pretrain_backbone(
         return stage.summary()
     stage.introduce(
         f"{method} on {plural(len(paths), 'image')} of {about['images']}; {runtime.describe}",
+        *call.said,
         report=report,
-        choices={"batch size": length.batch, "steps": length.steps, "learning rate": rate}
+        choices={"batch size": length.batch, "steps": length.steps, "learning rate": rate, "image size": shown}
         | ({} if queue is None else {"queue length": queue}),
     )
 

@@ -70,7 +70,7 @@ class DetectorStageSettings(StageSettings):
 
 def detector_length(call: Call, images: int, asked: StageSettings) -> Length:
     """Batch and steps of this stage on so many images."""
-    return call.length(images, asked, call.by_device(cpu=8, gpu=16), defaults.box_domain_steps)
+    return call.length("detector", images, asked, defaults.box_domain_steps)
 
 
 def pretrain_detector(
@@ -91,7 +91,8 @@ def pretrain_detector(
     runtime = call.runtime
     torch.manual_seed(call.seed)
     backbone, report = load_backbone(about["backbone"], about["backbone_weights"])
-    size = defaults.detection_size(records) if asked.image_size is None else Default(asked.image_size, ASKED)
+    usual_size = call.of("detector").size(defaults.detection_size(records))
+    size = usual_size if asked.image_size is None else Default(asked.image_size, ASKED)
     pixels = int(size.value)
     if asked.teacher_rois is not None:
         options = {**options, "teacher_rois": asked.teacher_rois}
@@ -142,6 +143,7 @@ def pretrain_detector(
     stage.introduce(
         f"AlignDet over {about['detector']} on {plural(len(taken), 'image')} of {about['images']} with "
         f"{plural(boxes, 'proposal')}; {runtime.describe}",
+        *call.said,
         report=report,
         choices={"batch size": length.batch, "steps": length.steps, "learning rate": rate, "image size": size},
     )

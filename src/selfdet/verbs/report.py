@@ -105,11 +105,12 @@ def usual_settings(whole: WholeRun) -> dict[str, dict[str, Any]]:
         usual |= {"scale_jitter": job.jitter}
         scales = {f"lr_scale.{name}": value for name, value in asdict(PartScales()).items()}
         return {"finetune": usual | scales | {"fraction.fraction": usual["fraction"]}}
-    from selfdet.verbs.pretrain import TEMPERATURES
+    from selfdet.verbs.pretrain import BACKBONE, TEMPERATURES
     from selfdet.verbs.pretrain_detector import DetectorStageSettings
 
     method = next((stage.config.get("method") for stage in whole.stages if stage.kind == "backbone"), None)
     temperature = {"temperature": TEMPERATURES[method]} if method in TEMPERATURES else {}
+    usual |= {"backbone": BACKBONE}
     own = {field.name: field.default for field in fields(DetectorStageSettings)}
     return {"backbone": usual | temperature, "detector": usual | own | {"momentum_start": own["momentum"]}}
 

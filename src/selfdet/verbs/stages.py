@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from selfdet.training.defaults import Default, Length, length
+from selfdet.training.defaults import BATCHES, Default, Length, length
 from selfdet.training.loggers import LoggerName
+from selfdet.training.presets import Preset, PresetName
 from selfdet.training.recipe import Recipe
 from selfdet.training.runtime import Runtime
 from selfdet.training.snapshots import snapshot_epochs
 from selfdet.training.stage import Stage, default_workers, open_stage
 
+Part = Literal["backbone", "detector"]
 Settings = TypeVar("Settings", bound="StageSettings")
 
 
@@ -52,7 +54,7 @@ class Call:
     """One call of `pretrain`: where it writes, what it computes with, and the numbers that all its stages share.
 
     `several`: whether its stages have folders of their own. `max_time`: minutes that it may take from now on, 0 for no
-    limit.
+    limit. `said`: what the preset chose for all stages, for the log.
     """
 
     out: str
@@ -67,6 +69,8 @@ class Call:
     max_time: float
     resume: bool
     loggers: Sequence[LoggerName] | None = None
+    preset: PresetName | None = None
+    said: Sequence[str] = ()
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -79,22 +83,28 @@ class Call:
         """Processes that train."""
         return self.runtime.fabric.world_size
 
-    def by_device(self, cpu: int, gpu: int) -> int:
-        """A number that depends on the kind of device."""
-        return cpu if self.runtime.fabric.device.type == "cpu" else gpu
+    def of(self, part: Part) -> Preset:
+        """What the preset makes of a stage."""
+        return Preset(self.preset, part)
 
     def length(
-        self, images: int, asked: StageSettings, usual_batch: int, usual_steps: Callable[[int, int], Default]
+        self,
+        part: Part,
+        images: int,
+        asked: StageSettings,
+        usual_steps: Callable[[int, int], Default],
     ) -> Length:
         """Batch and steps of a stage on so many images."""
+        cpu, gpu = BATCHES[part]
+        usual_batch = cpu if self.runtime.fabric.device.type == "cpu" else gpu
         return length(
             images,
             batch=asked.batch_size,
-            usual_batch=usual_batch,
+            usual_batch=self.of(part).number("batch_size", Default(usual_batch, "default")),
             shares=self.shares,
             epochs=asked.epochs,
             steps=asked.steps,
-            usual_steps=usual_steps,
+            usual_steps=self.of(part).steps(usual_steps),
         )
 
     def snapshots(self, name: str, asked: StageSettings, stage: Length) -> list[int]:
@@ -120,9 +130,9 @@ class Call:
             **numbers,
         )
 
-    def open(self, name: Literal["backbone", "detector"], config: Mapping[str, Any], recipe: Recipe) -> Stage:
+    def open(self, name: Part, config: Mapping[str, Any], recipe: Recipe) -> Stage:
         """The stage that makes the weights of this name. Raises: UserError, see `open_stage`."""
-        shared = (config, recipe, self.runtime, name)
+        shared = ({**config, "preset": self.preset}, recipe, self.runtime, name)
         if not self.several:
             return open_stage(self.out, *shared, resume=self.resume, loggers=self.loggers)
         folder = Path(self.out) / "stages" / name
