@@ -169,7 +169,10 @@ def shape(detector: str) -> str:
 
 def difference(*files: Path) -> str:
     """What two runs' settings differ in, which must be the weights alone."""
-    first, second = (yaml.safe_load(file.read_text()) for file in files)
+    from selfdet.training.rundir import UNNAMED
+
+    # One may be of a version that had no choice of some settings, and doesn't name them.
+    first, second = (UNNAMED | yaml.safe_load(file.read_text()) for file in files)
     other = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
     if other != {"init"}:
         raise SystemExit(f"{', '.join(map(str, files))} differ in {', '.join(sorted(other))}, expected init only")

@@ -126,7 +126,9 @@ def small(name: str, scenes: Path, out: Path) -> list[str]:
     sizes = {"--steps": "2", "--image-size": "64"}
     if recipe["verb"] == "finetune":
         words += ["--init", "scratch", "--data", str(scenes / "train.json")]
-        sizes |= {"--fraction": "0.4"} | ({"--crop-size": "64"} if "crop-size" in recipe else {})
+        # One image is 512 regions for an R-CNN's box head.
+        sizes["--fraction"] = "0.1" if "c4" in name else "0.2" if "rcnn" in name else "0.4"
+        sizes |= {"--crop-size": "64"} if "crop-size" in recipe else {}
     else:
         words += ["--images", str(scenes / "images")]
         if recipe.get("stages") == ["backbone"]:
