@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from selfdet.verbs.compare import compare
     from selfdet.verbs.correspond import correspond
     from selfdet.verbs.demo import demo
+    from selfdet.verbs.doctor import doctor
     from selfdet.verbs.evaluate import evaluate
     from selfdet.verbs.export import export
     from selfdet.verbs.finetune import finetune
@@ -38,6 +39,7 @@ __all__ = [
     "compare",
     "correspond",
     "demo",
+    "doctor",
     "evaluate",
     "export",
     "finetune",

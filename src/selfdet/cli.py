@@ -37,6 +37,7 @@ VERBS: dict[str, str] = {
     "predict": "Find objects in images: COCO results and pictures with boxes.",
     "probe": "Measure what a backbone's frozen features tell apart, in seconds.",
     "correspond": "Show which places of two views backbones take for the same, and which are.",
+    "doctor": "Check this machine and installation; what to put into a bug report.",
     "export": "Write a detector or backbone for use without selfdet.",
     "report": "Show a run on one page: what was done, what came of it, in pictures and words.",
 }
