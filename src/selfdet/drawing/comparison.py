@@ -62,16 +62,17 @@ def _gains(comparison: Comparison, names: Mapping[str, str], pictures: Path) -> 
         file = pictures / ("ap.png" if of == "boxes" else f"ap_{of}.png")
         wide = plot_gains(comparison, names, file, of)
         caption = (
-            f"Bars: means; dots: seeds; numbers: AP of {base}, and what the others add to it. "
+            f"Bars: means; dots: seeds; numbers: {comparison.score} of {base}, and what the others add to it. "
             "Grey: no difference found."
         )
         rows: list[list[str | int | float | None]] = [
-            [names[start], unbroken(verdict(difference(comparison, start, amount, of), amount.words))]
+            [names[start], unbroken(verdict(difference(comparison, start, amount, of), amount.words, comparison.score))]
             for amount in amounts(comparison)
             for start in list(names)[1:]
         ]
-        about = f"AP of {of} against {base}, seed by seed."
-        items += [Picture(file, caption, f"Bars of AP of {of} by start and labels", wide=wide)]
+        judged_by = comparison.judged_by(of)
+        about = f"{judged_by} against {base}, seed by seed."
+        items += [Picture(file, caption, f"Bars of {judged_by} by start and labels", wide=wide)]
         if rows:
             items.append(Table(["start", f"against {base}"], rows, about))
     return Section(f"How much better than {base}", items)
@@ -98,12 +99,13 @@ def _labels(comparison: Comparison, names: Mapping[str, str], pictures: Path) ->
             ]
             file = pictures / f"ap_by_labels_{kind}.png"
             plot_labels(comparison, names, own, read, file)
-            items.append(Picture(file, alt="AP against labelled images for every start"))
+            items.append(Picture(file, alt=f"{comparison.score} against labelled images for every start"))
     if worth:
+        score = comparison.score
         about = (
-            f"With how many labelled images {base} has the AP of each start. Between two measured numbers AP is taken "
-            "to be straight in the logarithm of the labels; outside of them nothing is made up. Bounds are "
-            "those of the difference of AP: 95 % from five seeds on, else the range."
+            f"With how many labelled images {base} has the {score} of each start. Between two measured numbers {score} "
+            "is taken to be straight in the logarithm of the labels; outside of them nothing is made up. Bounds are "
+            f"those of the difference of {score}: 95 % from five seeds on, else the range."
         )
         items.append(
             Table(["labels", "start", f"equal with {base}", "from", "to", "n"], worth_rows(worth, names), about)
@@ -144,21 +146,30 @@ def _steps(comparison: Comparison, names: Mapping[str, str], pictures: Path) -> 
     for amount in amounts(comparison):
         file = pictures / f"ap_by_step_{amount.slug}.png"
         if plot_steps(comparison, names, amount, file):
-            items.append(Picture(file, alt=f"AP against step with {amount.words}"))
+            items.append(Picture(file, alt=f"{comparison.score} against step with {amount.words}"))
     if not items:
         return Section("Does it learn faster?", [Text("No finished cell was followed while it trained.")])
     if found := reaches(comparison):
         about = (
-            f"The step at which a start has the AP that {base} ends with, read between measured steps, and what {base} "
-            "itself needs to be there first. Means of the seeds that both have; then the seeds one by one."
+            f"The step at which a start has the {comparison.score} that {base} ends with, read between measured steps, "
+            f"and what {base} itself needs to be there first. Means of the seeds that both have; then the seeds one by "
+            "one."
         )
-        header = ["labels", "start", "AP to reach, %", f"steps of {base}", "steps", "times as fast", "of each seed"]
+        header = [
+            "labels",
+            "start",
+            f"{comparison.score} to reach, %",
+            f"steps of {base}",
+            "steps",
+            "times as fast",
+            "of each seed",
+        ]
         items.insert(0, Table(header, steps_rows(found, names), about))
     items.insert(
         0,
         Text(
-            "AP while training, on training images that were not labelled for it: the images for judging are used "
-            "once, at the end. Lines: means; shades: from the lowest seed to the highest."
+            f"{comparison.score} while training, on training images that were not labelled for it: the images for "
+            "judging are used once, at the end. Lines: means; shades: from the lowest seed to the highest."
         ),
     )
     return Section("Does it learn faster?", items)
@@ -203,8 +214,8 @@ def _classes(comparison: Comparison, names: Mapping[str, str]) -> Iterator[Secti
     for amount in amounts(comparison):
         rows, which = class_rows(comparison, amount, _ahead(comparison))
         if rows:
-            header = ["class", f"AP of {base}", *(f"{names[start]}" for start in list(names)[1:])]
-            items.append(Table(header, rows, f"With {amount.words}: what each start adds to AP of boxes{which}."))
+            header = ["class", f"{comparison.class_score} of {base}", *(f"{names[start]}" for start in list(names)[1:])]
+            items.append(Table(header, rows, f"With {amount.words}: what each start adds{which}."))
     yield Section("By class", items)
 
 
@@ -226,7 +237,9 @@ def _rates(comparison: Comparison, names: Mapping[str, str]) -> Section:
         )
     else:
         items.append(Text("The learning rate was given, the same for all starts."))
-    items.append(Table(["start", "rate", "why", "tried: AP, %"], rate_rows(found, names)))
+    items.append(
+        Table(["start", "rate", "why", f"tried: {comparison.score}, %"], rate_rows(found, names, comparison.score))
+    )
     return Section("Learning rates", items)
 
 

@@ -117,7 +117,8 @@ def _meaning(comparison: Comparison) -> Iterator[str]:
     seeds = {cell["seed"] for cell in comparison.finetuned}
     yield (
         "A seed is a draw of the images to label and of the order of training, the same for all starts. Differences "
-        "are between cells of one seed. +1.0 AP is one point of the 100 that AP can have."
+        "are between cells of one seed. "
+        f"+1.0 {comparison.score} is one point of the 100 that {comparison.score} can have."
     )
     if len(seeds) >= ENOUGH:
         yield (

@@ -30,7 +30,7 @@ def plot_gains(comparison: Comparison, names: Names, out: Path, of: str = "boxes
     groups, count = amounts(comparison), len(comparison.starts)
     wide = len(groups) * count > MANY
     width = min(16.0, 1.0 + 0.4 * len(groups) * (count + 1)) if wide else 6.2
-    title = f"AP of {of}, and what each start adds to {names[comparison.base]}"
+    title = f"{comparison.judged_by(of)}, and what each start adds to {names[comparison.base]}"
     figure, axes = canvas(title, 4.3, width)
     top, bar = 0.0, 0.84 / count
     for group, amount in enumerate(groups):
@@ -65,7 +65,7 @@ def plot_gains(comparison: Comparison, names: Names, out: Path, of: str = "boxes
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.5, max(len(groups), 1) - 0.5)
     axes.set_ylim(0, 1.1 * top or 1)
-    axes.set_ylabel(f"AP of {of}, %", color=INK, **PLAIN)
+    axes.set_ylabel(f"{comparison.judged_by(of)}, %", color=INK, **PLAIN)
     _legend(figure, [names[start] for start in comparison.starts], width)
     save(figure, out)
     return wide
@@ -98,7 +98,7 @@ def plot_labels(
     `own`: amounts of one kind; `read`: read-outs to be drawn as arrows from a start's AP to where the first start has
     the same.
     """
-    figure, axes = canvas("AP with more labels", 4.3)
+    figure, axes = canvas(f"{comparison.score} with more labels", 4.3)
     ends = []
     base = dict(labels_curve(comparison, comparison.base, own))
     for place, start in enumerate(comparison.starts):
@@ -130,9 +130,9 @@ def plot_labels(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_ylim(bottom=0)
     axes.margins(x=0.04)
-    arrows = f"; arrows: where {names[comparison.base]} has the same AP" if read else ""
+    arrows = f"; arrows: where {names[comparison.base]} has the same {comparison.score}" if read else ""
     axes.set_xlabel(f"labelled images, logarithmic\n(dashes: each seed{arrows})", color=INK, **PLAIN)
-    axes.set_ylabel("AP, %", color=INK, **PLAIN)
+    axes.set_ylabel(f"{comparison.score}, %", color=INK, **PLAIN)
     label_ends(figure, axes, ends)
     save(figure, out)
 
@@ -165,7 +165,7 @@ def plot_steps(comparison: Comparison, names: Names, amount: Amount, out: Path) 
         out,
         title=f"Fine-tuning with {amount.words}",
         x_label="optimiser step",
-        y_label="AP on other training images, %",
+        y_label=f"{comparison.score} on other training images, %",
         bands=bands,
     )
     return True

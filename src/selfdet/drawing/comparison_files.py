@@ -51,9 +51,10 @@ def write_csv(out: Path, comparison: Comparison) -> None:
     missed = comparison.miss_keys
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*FACTS, *KEYS, *masks, *missed, *(f"AP of {name}" for name in names), *LAST])
+    keys = comparison.keys
+    writer.writerow([*FACTS, *keys, *masks, *missed, *(f"{comparison.class_score} of {name}" for name in names), *LAST])
     for cell in comparison.cells:
-        own = [cell.get(key) for key in (*FACTS, *KEYS)]
+        own = [cell.get(key) for key in (*FACTS, *keys)]
         own += [cell.get("mask", {}).get(key.removeprefix("mask_")) for key in masks]
         own += [cell.get("miss_rate", {}).get(MISS_KEYS[key]) for key in missed]
         own += [cell.get("per_class", {}).get(name) for name in names]
@@ -98,7 +99,7 @@ def results(comparison: Comparison, names: Mapping[str, str]) -> dict[str, Any]:
                 "of": of,
                 **_amount(amount),
                 **_difference(found),
-                "verdict": verdict(found, amount.words),
+                "verdict": verdict(found, amount.words, comparison.score),
             }
             for of in comparison.kinds
             for amount in own
@@ -142,7 +143,7 @@ def results(comparison: Comparison, names: Mapping[str, str]) -> dict[str, Any]:
             {
                 "start": each.start,
                 **_amount(each.amount),
-                "AP": each.target,
+                comparison.score: each.target,
                 "base_steps": each.base_steps,
                 "steps": each.steps,
                 "by_seed": list(each.by_seed),
@@ -153,7 +154,7 @@ def results(comparison: Comparison, names: Mapping[str, str]) -> dict[str, Any]:
             {
                 "start": each.start,
                 "used": [{**_amount(amount), "lr": list(lr)} for amount, lr in each.used],
-                "tried": [{"lr": lr, "multiple": multiple, "AP": ap} for lr, multiple, ap in each.tried],
+                "tried": [{"lr": lr, "multiple": multiple, comparison.score: ap} for lr, multiple, ap in each.tried],
                 "at_edge": each.at_edge,
             }
             for each in rates(comparison)

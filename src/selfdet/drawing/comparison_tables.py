@@ -7,12 +7,20 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from selfdet.drawing.report import Cell, Table
-from selfdet.evaluation.comparison import KEYS, Amount, Comparison, Rate, classes, difference, scores, table
+from selfdet.evaluation.comparison import Amount, Comparison, Rate, classes, difference, scores, table
 from selfdet.evaluation.differences import Difference, points
 from selfdet.evaluation.savings import Equivalent, Reach
 
 CLASSES = 20  # that have a line each; of more those that gain most and least
-SHOWN = {"AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "small", "APm": "medium", "APl": "large"}
+SHOWN = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "APs": "small",
+    "APm": "medium",
+    "APl": "large",
+    "pixel_accuracy": "right pixels",
+}
 
 Names = Mapping[str, str]
 Rows = list[list[Cell]]
@@ -21,14 +29,17 @@ Rows = list[list[Cell]]
 def score_table(comparison: Comparison, names: Names) -> Table:
     """Mean ± sample standard deviation of every score that was measured."""
     rows = table(comparison)
-    keys = [key for key in (*KEYS, *comparison.miss_keys) if any(row.values[key] is not None for row in rows)]
+    keys = [
+        key for key in (*comparison.keys, *comparison.miss_keys) if any(row.values[key] is not None for row in rows)
+    ]
     cells: Rows = [
         [row.amount.words, names[row.start], row.of, row.n, *(_spread(row.values[key]) for key in keys)] for row in rows
     ]
     header = ["labels", "start", "of", "n", *(SHOWN.get(key, key.replace("_", " ")) for key in keys)]
     if len(comparison.kinds) == 1:
         header, cells = [*header[:2], *header[3:]], [[*row[:2], *row[3:]] for row in cells]
-    about = "COCO AP in %, mean ± sample standard deviation over n seeds."
+    measure = "COCO AP" if comparison.score == "AP" else "mIoU and right pixels"
+    about = f"{measure} in %, mean ± sample standard deviation over n seeds."
     if comparison.miss_keys:
         about += " MR: the log-average miss rate, of which less is better."
     return Table(header, cells, about)
@@ -102,7 +113,7 @@ def _bounded(found: Difference | None) -> str | None:
     return f"{points(found.mean)} ({points(found.low)}…{points(found.high)}){mark}"
 
 
-def rate_rows(found: Sequence[Rate], names: Names) -> Rows:
+def rate_rows(found: Sequence[Rate], names: Names, score: str = "AP") -> Rows:
     """The learning rate of every start with what was tried for it, and why it was taken."""
     rows: Rows = []
     for each in found:
@@ -111,7 +122,7 @@ def rate_rows(found: Sequence[Rate], names: Names) -> Rows:
             f"{'none' if ap is None else f'{100 * ap:.1f}'}"
             for rate, multiple, ap in each.tried
         )
-        why = "given" if not each.tried else "highest AP" if each.best is not None else "none had an AP"
+        why = "given" if not each.tried else f"highest {score}" if each.best is not None else f"none had an {score}"
         if each.at_edge:
             why += "; at the edge of the grid: one beyond it may suit better"
         used = "; ".join(f"{', '.join(f'{rate:g}' for rate in lr)} with {amount.words}" for amount, lr in each.used)

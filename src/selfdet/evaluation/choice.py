@@ -19,13 +19,14 @@ class Choice:
 
     `best`: the start with the highest mean. Against every other start that shares a seed with it, `behind` has the
     difference, best minus other: `equal` are those that it can't be told from, `open` those with one shared seed only,
-    `beaten` the rest; `unmeasured` share none.
+    `beaten` the rest; `unmeasured` share none. `score`: what starts are judged by.
     """
 
     amount: Amount
     best: str
     behind: Mapping[str, Difference]
     unmeasured: Sequence[str]
+    score: str = "AP"
 
     @property
     def beaten(self) -> list[str]:
@@ -79,7 +80,7 @@ def choose(comparison: Comparison, amount: Amount, of: str = "boxes") -> Choice 
     }
     order = sorted(behind, key=lambda start: behind[start].mean)
     unmeasured = [start for start in comparison.starts if start != best and start not in behind]
-    return Choice(amount, best, {start: behind[start] for start in order}, unmeasured)
+    return Choice(amount, best, {start: behind[start] for start in order}, unmeasured, comparison.score)
 
 
 def level(choice: Choice) -> str:
@@ -101,7 +102,7 @@ def sureness(choice: Choice, names: Mapping[str, str]) -> str:
     if not choice.behind:
         return f"{begin}: only {best} is measured.{missing}"
     if not choice.beaten:
-        where = "has the highest mean" if choice.equal else "has the highest AP of the one seed"
+        where = "has the highest mean" if choice.equal else f"has the highest {choice.score} of the one seed"
         said = [f"{begin}: {best} {where}, {_ahead(choice, choice.equal or choice.open, names)}."]
     else:
         few = min(choice.behind[start].n for start in choice.beaten)
@@ -126,7 +127,7 @@ def _ahead(choice: Choice, starts: Sequence[str], names: Mapping[str, str]) -> s
         kind = "95 %" if each.is_interval else "range"
         bounds = "one seed" if each.n == 1 else f"{kind} {points(each.low)}…{points(each.high)}, n = {each.n}"
         over = f" over {names[start]}" if len(starts) > 1 else ""
-        parts.append(f"{points(each.mean)} AP{over} ({bounds})")
+        parts.append(f"{points(each.mean)} {choice.score}{over} ({bounds})")
     return f"by {' and '.join(parts)}"
 
 

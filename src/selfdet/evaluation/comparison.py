@@ -13,8 +13,15 @@ from typing import Any
 from selfdet.evaluation.differences import TAIL, Difference, paired
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+SEGMENTATION_KEYS = ("mIoU", "pixel_accuracy")
 # Log-average miss rates of boxes, where cells have them: each with its name in a cell's "miss_rate".
 MISS_KEYS = {f"MR {name}": name for name in ("all", "reasonable", "small", "heavy_occlusion")}
+
+
+def judged(scores: Mapping[str, Any]) -> float | None:
+    """The score that a network is judged by: AP of a detector, mIoU of a segmenter; None where there is none."""
+    value = scores.get("AP")
+    return scores.get("mIoU") if value is None else value
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,25 @@ class Comparison:
     def finetuned(self) -> list[Mapping[str, Any]]:
         """The finished cells that were fine-tuned and judged."""
         return [cell for cell in self.cells if cell["kind"] == "finetune"]
+
+    @property
+    def score(self) -> str:
+        """What the starts are judged by."""
+        return "mIoU" if self.settings.get("task") == "segmentation" else "AP"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The scores that cells have, the one that they are judged by first."""
+        return SEGMENTATION_KEYS if self.score == "mIoU" else KEYS
+
+    @property
+    def class_score(self) -> str:
+        """The score of a class."""
+        return "IoU" if self.score == "mIoU" else "AP"
+
+    def judged_by(self, of: str) -> str:
+        """`AP of boxes`; of segmentation `mIoU`."""
+        return self.score if self.score == "mIoU" else f"AP of {of}"
 
     @property
     def kinds(self) -> list[str]:
@@ -111,18 +137,24 @@ def cells_of(comparison: Comparison, start: str, amount: Amount) -> dict[int, Ma
 
 
 def scores(
-    comparison: Comparison, start: str, amount: Amount, key: str = "AP", of: str = "boxes", name: str | None = None
+    comparison: Comparison,
+    start: str,
+    amount: Amount,
+    key: str | None = None,
+    of: str = "boxes",
+    name: str | None = None,
 ) -> dict[int, float]:
     """Seed → score in 0…1 of one start with one amount of labels; seeds without this score are left out.
 
-    `key`: one of `KEYS` or `MISS_KEYS`; `of`: boxes or masks; `name`: a class, whose AP it then is.
+    `key`: one of `comparison.keys` or `MISS_KEYS`, what the starts are judged by if None; `of`: boxes or masks;
+    `name`: a class, whose AP, or IoU, it then is.
     """
     found = {}
     for seed, cell in sorted(cells_of(comparison, start, amount).items()):
         own = cell.get("mask", {}) if of == "masks" else cell
         if key in MISS_KEYS:
             own = {key: own.get("miss_rate", {}).get(MISS_KEYS[key])}
-        value = own.get(key) if name is None else own.get("per_class", {}).get(name)
+        value = own.get(key or comparison.score) if name is None else own.get("per_class", {}).get(name)
         if value is not None:
             found[seed] = float(value)
     return found
@@ -150,10 +182,10 @@ def table(comparison: Comparison) -> list[Row]:
             if not cells_of(comparison, start, amount):
                 continue
             for of in comparison.kinds:
-                keys = [*KEYS, *comparison.miss_keys]
+                keys = [*comparison.keys, *comparison.miss_keys]
                 found = {key: list(scores(comparison, start, amount, key, of).values()) for key in keys}
                 values = {key: _spread(each) for key, each in found.items()}
-                rows.append(Row(start, amount, of, len(found["AP"]), values))
+                rows.append(Row(start, amount, of, len(found[comparison.score]), values))
     return rows
 
 
@@ -171,7 +203,7 @@ def difference(
     *,
     base: str | None = None,
     name: str | None = None,
-    key: str = "AP",
+    key: str | None = None,
     tail: float = TAIL,
 ) -> Difference | None:
     """AP of `start` minus that of `base` (the first start if None) over the seeds that both have.
@@ -220,7 +252,7 @@ def rates(comparison: Comparison) -> list[Rate]:
         cells_with = {amount: cells_of(comparison, start, amount).values() for amount in own}
         used = [(amount, sorted({float(cell["lr"]) for cell in each})) for amount, each in cells_with.items() if each]
         cells = [cell for cell in comparison.cells if cell["start"] == start and cell["kind"] == "rate"]
-        tried = [(float(cell["lr"]), cell.get("multiple"), cell.get("AP")) for cell in cells]
+        tried = [(float(cell["lr"]), cell.get("multiple"), judged(cell)) for cell in cells]
         if used or tried:
             result.append(Rate(start, used, sorted(tried, key=lambda each: each[0])))
     return result

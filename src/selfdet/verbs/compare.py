@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from selfdet.data.labels import load_labels
+from selfdet.data.labels import Labels
+from selfdet.data.mask_labels import MaskLabels
 from selfdet.detectors.zoo import DetectorKey
 from selfdet.errors import UserError
 from selfdet.evaluation.inference import unknown_classes
@@ -20,9 +21,12 @@ from selfdet.verbs.compare_cells import Bench
 from selfdet.verbs.compare_folder import open_folder, result_of, settings_of
 from selfdet.verbs.compare_labels import amounts, check_apart, gaps, images_hash, images_root, label_set
 from selfdet.verbs.compare_plan import plan_cells, plan_lines, time_line, tuning_set
-from selfdet.verbs.compare_starts import agree, check_designs, name_starts
+from selfdet.verbs.compare_starts import FCN, agree, check_designs, name_starts
 from selfdet.verbs.compare_work import Worker
 from selfdet.verbs.finetune import BATCH
+from selfdet.verbs.finetune_detection import Detection
+from selfdet.verbs.finetune_segmentation import Segmentation
+from selfdet.verbs.finetune_task import Task
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 1.0)
 
@@ -33,6 +37,7 @@ def compare(
     data: str,
     val_data: str,
     out: str,
+    task: Literal["detection", "segmentation"] = "detection",
     images: str | None = None,
     detector: DetectorKey | None = None,
     backbone: str | None = None,
@@ -43,7 +48,8 @@ def compare(
     steps: int | None = None,
     batch_size: int | None = None,
     image_size: int | None = None,
-    scale_jitter: tuple[float, float] = (0.8, 1.0),
+    crop_size: int | None = None,
+    scale_jitter: tuple[float, float] | None = None,
     lr: float | None = None,
     lr_grid: Sequence[float] = (0.5, 1.0, 2.0),
     tune_fraction: float = 0.1,
@@ -67,14 +73,15 @@ def compare(
     max_time: float = 0.0,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tune a detector from several starts with several amounts of labels and seeds, and say which start is best.
+    """Fine-tune a network from several starts with several amounts of labels and seeds, and say which start is best.
 
     Args:
         init: a start, repeated: scratch, a run directory, a weights file (also torchvision's of a whole detector) or
             library:NAME; the others are compared with the first.
-        data: labels to train on, COCO JSON, Pascal VOC or YOLO, as in finetune.
+        data: labels to train on, as in finetune.
         val_data: labels to evaluate on, once a cell, of any of these; none of its images may be in `data`.
         out: folder to make; refused when not empty, unless resuming.
+        task: detection, by AP, or segmentation, by mIoU.
         images: folder of the label files' images; beside each label file if not given.
         detector: detector of all cells; that of the starts, or else fcos, if not given.
         backbone: architecture of all cells; that of the starts, or else resnet50, if not given.
@@ -85,7 +92,9 @@ def compare(
         steps: optimiser steps of each cell, overrides epochs; follows from epochs if not given.
         batch_size: images an optimiser step; 8 if not given, fewer where there are fewer images.
         image_size: long side of the images, pixels; the data's own, at most 800, if not given.
-        scale_jitter: smallest and largest share of image_size at which a training image is shown (0.8 1.0).
+        crop_size: for segmentation, side of the squares that training images are cut to, as in finetune.
+        scale_jitter: smallest and largest share of image_size at which a training image is shown; 0.8 1.0, for
+            segmentation 0.5 2.0, if not given.
         lr: peak learning rate of all cells; chosen for each start if not given.
         lr_grid: multiples of the usual learning rate (see finetune) to choose from.
         tune_fraction: share of the labelled images on which learning rates are tried, with seed 0; they are scored on
@@ -119,8 +128,10 @@ def compare(
     """
     deadline = time.monotonic() + 60 * max_time if max_time else None
     stored = settings_of(out, resume)
-    labels, val = load_labels(data, images), load_labels(val_data, images)
-    known = match_categories(labels.classes, val)
+    widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
+    kind: type[Task[Any, Any, Any, Any]] = Segmentation if task == "segmentation" else Detection
+    job = kind(detector, backbone, widths, scale_jitter, crop_size, keep_box_outputs)
+    labels, val, left_out = _labels(job, data, val_data, images)
     check_apart(labels, val)
     _check_counts(seeds, curve_points, outside_images)
     asked = list(FRACTIONS if fractions is None and shots is None else fractions or ())
@@ -132,10 +143,10 @@ def compare(
     smallest = min(len(each.chosen) for each in [*sets, *([tuning] if tuning else [])])
     design = agree(
         starts,
-        detector,
+        FCN if task == "segmentation" else detector,
         backbone,
-        {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head},
-        image_size=int(defaults.detection_size(labels.records).value) if image_size is None else image_size,
+        widths,
+        image_size=int(job.usual_size(labels).value) if image_size is None else image_size,
         batch_norm=batch_norm,
         images=int(defaults.batch_size(smallest, batch_size, BATCH, accumulate).value) // accumulate,
         keep_box_outputs=keep_box_outputs,
@@ -159,7 +170,8 @@ def compare(
         batch_size=batch_size,
         lr=lr,
         flags={
-            "scale_jitter": scale_jitter,
+            "scale_jitter": job.scale_jitter,
+            **({"crop_size": job.crop(design.image_size)} if isinstance(job, Segmentation) else {}),
             "weight_decay": weight_decay,
             "warmup_steps": warmup_steps,
             "accumulate": accumulate,
@@ -174,6 +186,7 @@ def compare(
     )
     config = {
         "verb": "compare",
+        **({"task": task} if design.segments else {}),
         "starts": {each.slug: each.init for each in starts},
         "data": data,
         "val_data": val_data,
@@ -220,17 +233,16 @@ def compare(
     reporter.log_file = run.log_file
     for line in lines:
         reporter.record(line)
-    if unknown := unknown_classes(val, known):
-        reporter.line(f"not evaluated, as {labels.file} lacks them: {', '.join(unknown)}")
+    if left_out:
+        reporter.line(f"not evaluated, as {labels.file} lacks them: {', '.join(left_out)}")
     for line in [*gaps(labels, sets), *plan_lines(bench, cells, len(results))]:
         reporter.line(line)
     if len(results) < len(cells) and (results or stored is None):
         reporter.line(time_line(bench, cells, results, val))
 
-    boxes = sum(len(record.boxes) for record in val.records)
     words = {
         "labels to learn from": f"{data}: {plural(len(labels), 'image')}, of which the cells have a part",
-        "labels to evaluate on": f"{val_data}: {plural(len(val), 'image')} with {plural(boxes, 'box', 'boxes')}",
+        "labels to evaluate on": f"{val_data}: {_amount(val)}",
         "computed on": runtime.describe,
     }
     shared = {name: value for name, value in config.items() if name not in ("verb", "starts", "files")}
@@ -242,6 +254,24 @@ def compare(
         done = plural(len(bench.results(cells)), "cell")
         reporter.line(f"stopped by --max-time with {done} of {len(cells)} done; the same command with --resume goes on")
     return {**found, "out": out, "finished": in_time}
+
+
+def _labels(
+    job: Task[Any, Any, Any, Any], data: str, val_data: str, images: str | None
+) -> tuple[Any, Any, Sequence[str]]:
+    """The labels to learn from and to evaluate on, and the classes that only the latter have."""
+    labels, val = job.load(data, images), job.load(val_data, images)
+    if isinstance(val, MaskLabels):
+        val = val.in_order_of(labels.classes)
+        return labels, val, val.left_out
+    return labels, val, unknown_classes(val, match_categories(labels.classes, val))
+
+
+def _amount(val: Labels | MaskLabels) -> str:
+    if isinstance(val, MaskLabels):
+        return plural(len(val), "image")
+    boxes = sum(len(record.boxes) for record in val.records)
+    return f"{plural(len(val), 'image')} with {plural(boxes, 'box', 'boxes')}"
 
 
 def _check_counts(seeds: int, curve_points: int, outside_images: int) -> None:

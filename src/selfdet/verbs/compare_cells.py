@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfdet import __version__
-from selfdet.data.labels import Labels
 from selfdet.errors import UserError
-from selfdet.evaluation.comparison import KEYS
+from selfdet.evaluation.comparison import KEYS, SEGMENTATION_KEYS, judged
 from selfdet.training import defaults
 from selfdet.training.rundir import RunDir
-from selfdet.verbs.compare_labels import LabelSet, write_labels, write_shared
+from selfdet.verbs.compare_labels import AnyLabels, LabelSet, write_labels, write_shared
 from selfdet.verbs.compare_starts import Design, NamedStart
 from selfdet.verbs.evaluate import evaluate
 from selfdet.verbs.finetune import BATCH, finetune
@@ -54,8 +53,8 @@ class Bench:
 
     out: Path
     data: str
-    images: str
-    labels: Labels
+    images: str | None
+    labels: AnyLabels
     val_data: str
     val_images: str | None
     design: Design
@@ -95,14 +94,14 @@ class Bench:
         """Steps of a cell: those of `finetune` with as many images."""
         images, batch = len(labels.chosen), self.batch(labels)
         asked = defaults.asked_steps(images, batch, self.length["epochs"], self.length["steps"])
-        return int((asked or defaults.finetune_steps(images, batch)).value)
+        return self.design.usual_steps(images, batch) if asked is None else int(asked.value)
 
     def rate(self, cell: Cell, results: Iterable[Mapping[str, Any]]) -> float:
         """The learning rate of a cell: what was asked for, else the usual one times what it tries or what was best."""
         if self.lr is not None:
             return self.lr
         multiple = best_multiple(results, cell.start.slug) if cell.multiple is None else cell.multiple
-        usual = defaults.detector_lr(self.batch(cell.labels), self.design.detector).value
+        usual = self.design.usual_rate(self.batch(cell.labels))
         return float(f"{multiple * usual:.6g}")
 
     def told(self, cell: Cell, lr: float) -> dict[str, Any]:
@@ -117,7 +116,7 @@ class Bench:
             "fraction": 1.0 if fraction is None else fraction,
             "val_data": self.file(labels, "outside") if follows else None,
             "evaluate_every": -(-self.steps(labels) // self.curve_points) if follows else None,
-            "detector": self.design.detector,
+            **({"task": "segmentation"} if self.design.segments else {"detector": self.design.detector}),
             "backbone": self.design.backbone,
             **self.design.options,
             "keep_box_outputs": self.design.keep_box_outputs,
@@ -142,9 +141,9 @@ def best_multiple(results: Iterable[Mapping[str, Any]], start: str) -> float:
     Where all have an AP of 0, which tells nothing, it is the one nearest to 1.
     """
     tried = [cell for cell in results if cell["kind"] == "rate" and cell["start"] == start]
-    if not any(cell["AP"] for cell in tried):
+    if not any(judged(cell) for cell in tried):
         return float(min((cell["multiple"] for cell in tried), key=lambda multiple: abs(math.log(multiple))))
-    return -float(max((cell["AP"] or 0.0, -cell["multiple"]) for cell in tried)[1])
+    return -float(max((judged(cell) or 0.0, -cell["multiple"]) for cell in tried)[1])
 
 
 def run_cell(bench: Bench, cell: Cell, lr: float, minutes: float) -> dict[str, Any] | None:
@@ -181,7 +180,8 @@ def finish(bench: Bench, cell: Cell, result: Mapping[str, Any]) -> None:
     for file in (run.last, run.best):
         file.unlink(missing_ok=True)
     if cell.kind == "rate" or not bench.keep_weights:
-        run.detector.unlink(missing_ok=True)
+        for file in (run.detector, run.segmenter):
+            file.unlink(missing_ok=True)
 
 
 def command(verb: str, told: Mapping[str, Any]) -> str:
@@ -203,24 +203,24 @@ def _result(
     labels, amount, run = cell.labels, cell.labels.amount, RunDir(bench.folder(cell))
     size = {"shots": amount.shots} if amount.fraction is None else {"fraction": amount.fraction}
     rows = run.read_metrics() if cell.kind == "finetune" else []
-    kept = (*KEYS, "per_class", "mask", "miss_rate", "images", "detections", "diverged")
+    kept = (*KEYS, *SEGMENTATION_KEYS, "per_class", "mask", "miss_rate", "images", "detections", "diverged")
     return {
         "experiment": "compare",
         "kind": cell.kind,
         "init": cell.start.init,
         "start": cell.start.slug,
-        "detector": told["detector"],
+        "detector": bench.design.detector,
         "backbone": told["backbone"],
         **size,
         "labels": len(labels.chosen),
-        "boxes": labels.boxes,
+        **({} if bench.design.segments else {"boxes": labels.boxes}),
         "subset": labels.subset.hash,
         "seed": labels.seed,
         "lr": told["lr"],
         **({} if cell.multiple is None else {"multiple": cell.multiple}),
         "batch_size": told["batch_size"],
         "steps": told["steps"],
-        "curve": [[row["step"], row["AP"]] for row in rows if "AP" in row],
+        "curve": [[row["step"], judged(row)] for row in rows if "AP" in row or "mIoU" in row],
         "outside": len(labels.outside),
         **{key: scores[key] for key in kept if key in scores},
         "seconds": round(seconds, 2),

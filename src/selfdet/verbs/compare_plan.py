@@ -9,14 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfdet.data.labels import Labels
+from selfdet.data.mask_labels import MaskLabels
 from selfdet.errors import UserError
 from selfdet.evaluation.inference import score
-from selfdet.interchange.starts import load_detector
+from selfdet.evaluation.segmenting import Sight, score_segmentation
+from selfdet.interchange.segmenters import load_segmenter
+from selfdet.interchange.starts import open_detector, resolve_start
 from selfdet.training.log import duration, plural
 from selfdet.training.runtime import start_runtime
 from selfdet.verbs.compare_cells import Bench, Cell, in_its_own_log
-from selfdet.verbs.compare_labels import Amount, LabelSet, label_set
+from selfdet.verbs.compare_labels import Amount, AnyLabels, LabelSet, label_set, marked
 from selfdet.verbs.compare_starts import NamedStart
 from selfdet.verbs.finetune import finetune
 
@@ -32,7 +34,7 @@ def plan_cells(
     return [*rates, *(Cell("finetune", start, labels) for labels in sets for start in starts)]
 
 
-def tuning_set(labels: Labels, fraction: float, outside: int, multiples: Sequence[float]) -> LabelSet:
+def tuning_set(labels: AnyLabels, fraction: float, outside: int, multiples: Sequence[float]) -> LabelSet:
     """The labels that learning rates are tried on, those of seed 0.
 
     Raises: UserError for a fraction or multiples that can't be used, and where no image with a box is left outside.
@@ -48,7 +50,7 @@ def tuning_set(labels: Labels, fraction: float, outside: int, multiples: Sequenc
             "They are of the usual learning rate, such as 0.5 1 2",
         )
     made = label_set(labels, Amount(fraction=fraction), 0, outside)
-    if not any(len(record.boxes) for record in labels.subset(made.outside).records):
+    if not any(marked(labels.subset(made.outside)).values()):
         raise UserError(
             f"--tune-fraction {fraction:g} leaves no box outside of it to score learning rates on",
             "Use a smaller one, or --lr for one rate that is not tuned",
@@ -70,10 +72,11 @@ def plan_lines(bench: Bench, cells: Sequence[Cell], done: int) -> Iterator[str]:
         + (f", after {plural(len(rates), 'cell')} that choose learning rates" if rates else "")
         + (f"; {done} of all done already" if done else "")
     )
+    marks = "classes, each once an image" if bench.design.segments else "boxes"
     for amount, own in amounts.items():
         yield (
             f"  {amount.slug}: {_span([len(each.chosen) for each in own])} images with "
-            f"{_span([each.boxes for each in own])} boxes, {_span([bench.steps(each) for each in own])} steps of "
+            f"{_span([each.boxes for each in own])} {marks}, {_span([bench.steps(each) for each in own])} steps of "
             f"{_span([bench.batch(each) for each in own])}"
         )
     if rates:
@@ -89,7 +92,7 @@ def plan_lines(bench: Bench, cells: Sequence[Cell], done: int) -> Iterator[str]:
     yield f"  val data is evaluated once a cell, at its end: {bench.val_data}"
 
 
-def time_line(bench: Bench, cells: Sequence[Cell], results: Sequence[Mapping[str, Any]], val: Labels) -> str:
+def time_line(bench: Bench, cells: Sequence[Cell], results: Sequence[Mapping[str, Any]], val: AnyLabels) -> str:
     """How long the cells that are left take one process; from those that are done, else from a few steps."""
     left = [cell for cell in cells if bench.result(cell) is None]
     steps = sum(bench.steps(cell.labels) for cell in left)
@@ -105,14 +108,14 @@ def time_line(bench: Bench, cells: Sequence[Cell], results: Sequence[Mapping[str
     )
 
 
-def _images_evaluated(bench: Bench, cell: Cell, val: Labels) -> int:
+def _images_evaluated(bench: Bench, cell: Cell, val: AnyLabels) -> int:
     outside = len(cell.labels.outside)
     return (
         outside if cell.kind == "rate" else len(val) + outside * (bench.curve_points + 1 if bench.curve_points else 0)
     )
 
 
-def _trial(bench: Bench, cell: Cell, val: Labels) -> tuple[float, float]:
+def _trial(bench: Bench, cell: Cell, val: AnyLabels) -> tuple[float, float]:
     """Seconds a step and an image evaluated: some steps of a cell, in a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as scratch, in_its_own_log():
         told = bench.told(cell, lr=1e-4)
@@ -121,11 +124,18 @@ def _trial(bench: Bench, cell: Cell, val: Labels) -> tuple[float, float]:
         finetune(**told, devices="1", workers=bench.workers)
         rows = [json.loads(line)["seconds"] for line in Path(scratch, "run", "timing.jsonl").read_text().splitlines()]
         pace = (rows[-1] - rows[WARM_STEPS - 1]) / (len(rows) - WARM_STEPS)
-        detector, _ = load_detector(f"{scratch}/run")
         few = val.subset([record.image_id for record in val.records[:TRIAL_IMAGES]])
         runtime = start_runtime(devices=1, precision=bench.precision, threads=bench.threads)
-        begun = time.monotonic()
-        score(runtime.place(detector), few, bench.design.image_size, runtime.fabric)
+        start = resolve_start(f"{scratch}/run")
+        if isinstance(few, MaskLabels):
+            segmenter, note = load_segmenter(start)
+            runtime.place(segmenter)
+            begun = time.monotonic()
+            score_segmentation(segmenter, few, Sight(note["image_size"], note["crop_size"]), runtime.fabric)
+        else:
+            detector = runtime.place(open_detector(start, scratch)[0])
+            begun = time.monotonic()
+            score(detector, few, bench.design.image_size, runtime.fabric)
         return pace, (time.monotonic() - begun) / len(few)
 
 

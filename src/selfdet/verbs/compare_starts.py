@@ -10,22 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfdet.detectors.network import Network
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.interchange.relatives import RELATIVES, options_for
+from selfdet.interchange.segmenters import build_segmenter
 from selfdet.interchange.starts import NOTE, WIDTHS, Start, build_detector, detector_of, resolve_start
 from selfdet.interchange.weights import write_safetensors
 from selfdet.interchange.whole_detectors import as_detector
 from selfdet.models.backbones import build_backbone
+from selfdet.training import defaults
 from selfdet.training.transfer import TransferReport, transfer
 from selfdet.verbs.finetune_choices import FEW
 
+FCN = "fcn"  # what segments, in the place of a detector's key
 OTHER_BACKBONE = "resnet50"  # where neither the user nor a start names one
 KINDS = {
     "scratch": "random weights",
     "library": "the library's backbone",
     "backbone": "a backbone",
     "detector": "a whole detector",
+    "segmenter": "a whole segmenter",
 }
 
 
@@ -70,7 +75,10 @@ class NamedStart:
 
 @dataclass(frozen=True)
 class Design:
-    """What all cells of a comparison share: `widths` are those of the detector's weights that are not the usual."""
+    """What all cells of a comparison share: `widths` are those of the network's weights that are not the usual.
+
+    `detector`: its key, or `FCN` of a segmenter.
+    """
 
     detector: str
     backbone: str
@@ -80,9 +88,30 @@ class Design:
     keep_box_outputs: bool
 
     @property
+    def segments(self) -> bool:
+        """Whether it is a segmenter."""
+        return self.detector == FCN
+
+    @property
     def options(self) -> dict[str, Any]:
         """For the detector's builder."""
         return {"image_size": self.image_size, "batch_norm": self.batch_norm, **self.widths}
+
+    def build(self, start: Start, classes: int) -> tuple[Network, TransferReport | None]:
+        """The network of a cell."""
+        if self.segments:
+            return build_segmenter(start, classes, self.backbone, {**self.widths, "batch_norm": self.batch_norm})
+        return build_detector(start, classes, self.detector, self.backbone, self.options, self.keep_box_outputs)
+
+    def usual_rate(self, batch: int) -> float:
+        """The usual learning rate."""
+        usual = defaults.segmentation_lr(batch) if self.segments else defaults.detector_lr(batch, self.detector)
+        return usual.value
+
+    def usual_steps(self, images: int, batch: int) -> int:
+        """The usual number of steps."""
+        usual = defaults.segmentation_steps if self.segments else defaults.finetune_steps
+        return int(usual(images, batch).value)
 
 
 def name_starts(inits: Sequence[str], folder: Path, backbone: str | None) -> list[NamedStart]:
@@ -122,7 +151,7 @@ def agree(
     `images`: of the smallest batch. Raises: UserError where the starts bring different things.
     """
     plain = [each.start for each in starts]
-    key = detector_of(plain[0], detector or _agreed("detector", plain))
+    key = FCN if detector == FCN else detector_of(plain[0], detector or _agreed("detector", plain))
     name = backbone or _agreed("backbone", plain) or OTHER_BACKBONE
     # One of another detector is refused with what would become of its weights, once they are tried.
     whole = [each for each in plain if each.kind == "detector" and _relatives(each.note["detector"], key)]
@@ -146,11 +175,9 @@ def check_designs(starts: Iterable[NamedStart], classes: int, design: Design) ->
     first: tuple[str, dict[str, Any]] | None = None
     for named in starts:
         try:
-            net, report = build_detector(
-                named.start, classes, design.detector, design.backbone, design.options, design.keep_box_outputs
-            )
+            net, report = design.build(named.start, classes)
         except UserError as error:
-            if named.start.state:
+            if named.start.state and not design.segments:
                 yield f"{named.slug} as {design.detector} on {design.backbone}:"
                 yield _report(named.start, classes, design)
             raise UserError(f"--init {named.init}: {error.message}", error.hint) from None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from selfdet.evaluation.comparison import judged
 from selfdet.evaluation.detection import percent
 from selfdet.training.leases import Lease, Leases
 from selfdet.training.log import Reporter, duration, plural
@@ -84,7 +85,8 @@ class Worker:
     def _say(self, cell: Cell, result: dict[str, Any], results: Sequence[dict[str, Any]]) -> None:
         steps = sum(self.bench.steps(each.labels) for each in self.cells if not self.bench.is_finished(each))
         pace = sum(each["seconds"] for each in results) / max(1, sum(each["steps"] for each in results))
-        found = f"AP {percent(result['AP'])} %" if "diverged" not in result else result["diverged"]
+        score = "mIoU" if self.bench.design.segments else "AP"
+        found = f"{score} {percent(judged(result))} %" if "diverged" not in result else result["diverged"]
         ahead = f", about {duration(pace * steps)} left in one process" if steps else ""
         self.reporter.line(
             f"{cell.name}: {found} after {duration(result['seconds'])}; {len(results)} of {len(self.cells)} done{ahead}"
@@ -100,7 +102,7 @@ class Worker:
             return
         multiples = sorted(each["multiple"] for each in own)
         best = best_multiple(own, slug)
-        if not any(each["AP"] for each in own):
+        if not any(judged(each) for each in own):
             why = "is used, as none that was tried found anything"
         elif len(multiples) > 1 and best in (multiples[0], multiples[-1]):
             why = "is best: the edge of --lr-grid, so that others beyond it may be better"

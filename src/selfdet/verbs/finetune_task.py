@@ -37,6 +37,7 @@ class Task(ABC, Generic[Labelled, Held, Net, Data]):
     schedule: ClassVar[Literal["step", "poly"]]
     jitter: ClassVar[tuple[float, float]]
     collate: Callable[[Any], Any]
+    scale_jitter: tuple[float, float]
 
     def __init__(
         self,
