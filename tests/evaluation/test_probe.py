@@ -75,6 +75,11 @@ def test_no_image_is_on_both_sides_and_every_class_on_each() -> None:
     assert [judged.tolist() for _, judged in splits(given, 0.4, range(4))] == [judged.tolist() for _, judged in drawn]
 
 
+def test_something_is_held_out_even_where_every_image_has_a_class_of_its_own() -> None:
+    for learn, judged in splits(samples([0, 1, 2], [0, 1, 2], 3), 0.3, range(3)):
+        assert (len(learn), len(judged)) == (2, 1)
+
+
 def test_a_boxs_features_are_those_of_its_place_and_nothing_else() -> None:
     """The pixel network's map holds a picture's cells: a box of one cell has that cell's mean colour."""
     pictures = noise(64, 128).reshape(3, 64, 2, 64).permute(2, 0, 1, 3).contiguous()

@@ -140,7 +140,7 @@ def plot_bars(
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=RULE, linewidth=0.8)
-    note = "  (bar: mean; line: ± sample standard deviation; dots: each of n)" if spread else ""
+    note = "\n(bar: mean; line: ± sample standard deviation; dots: each of n)" if spread else ""
     axes.set_xlabel(x_label + note, color=INK, **PLAIN)
     return save(figure, out)
 

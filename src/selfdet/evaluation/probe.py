@@ -105,6 +105,8 @@ def splits(samples: ProbeSamples, share: float, seeds: Sequence[int]) -> Iterato
             images = [image for image, label in rarest.items() if label == kind]
             count = min(max(1, round(share * len(images))), len(images) - 1) if len(images) > 1 else 0
             judged |= set(rng.permutation(images)[:count].tolist())
+        if not judged:  # a class an image
+            judged = set(rng.permutation(list(rarest))[: max(1, round(share * len(rarest)))].tolist())
         held = torch.tensor([image in judged for image in samples.image.tolist()])
         yield (~held).nonzero().flatten(), held.nonzero().flatten()
 
@@ -142,7 +144,7 @@ def nearest(train: Tensor, labels: Tensor, test: Tensor, neighbours: int, classe
     section 3.4.
     """
     similarity = functional.normalize(test, dim=1) @ functional.normalize(train, dim=1).T
-    values, places = similarity.topk(neighbours, dim=1)
+    values, places = similarity.topk(min(neighbours, len(train)), dim=1)
     votes = torch.zeros(len(test), classes)
     votes.scatter_add_(1, labels[places], (values / TEMPERATURE).exp())
     return votes.argmax(1)

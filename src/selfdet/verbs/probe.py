@@ -206,6 +206,10 @@ def _check_samples(
             f"a probe of {words} needs two classes, and there is only {', '.join(seen) or 'none'}",
             "Give images of another class too, or leave --no-background out",
         )
+    if judges is None and len(samples.image.unique()) < 2:
+        raise UserError(
+            f"all samples of {words} are of one image, so none can be held out", "Give more images, or --val-data"
+        )
     left = len(samples) if judges is not None else int(len(samples) * (1 - held_out))
     if left < neighbours:
         raise UserError(
