@@ -101,6 +101,7 @@ def fit(
             progress.best = found
             save(run.best)
 
+    expected = 0.0
     stream = iter(batches)
     with Stop(60 * recipe.max_time) as stop, reporter.steps(recipe.steps, progress.step) as display:
         if progress.step == 0:
@@ -120,6 +121,7 @@ def fit(
             step, done = progress.step, progress.step == recipe.steps
             display.advance(step)
             if clock.first_estimate(step) and not done:
+                expected = clock.total() + clock.left(step)
                 reporter.line(f"about {duration(clock.left(step))} for the {recipe.steps - step} steps to come")
             if done or step % recipe.log_every == 0:
                 means = progress.take_means()
@@ -139,6 +141,8 @@ def fit(
                 raise Interrupted(f"stopped by {signal.Signals(asked).name}", step, asked)
             if asked:
                 break
+    if progress.step == recipe.steps and expected:
+        reporter.line(f"took {duration(clock.total())}; {duration(expected)} was expected")
     return progress.step
 
 

@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from torch import nn
+
 from selfdet.data.images import Quarantine
 from selfdet.data.loader import TrainingDataset, training_batches
 from selfdet.errors import UserError
 from selfdet.methods.base import Method
+from selfdet.training import memory
 from selfdet.training.checkpoint import load_checkpoint
 from selfdet.training.defaults import Default, Policy
 from selfdet.training.log import Reporter, plural
@@ -83,6 +86,17 @@ class Stage:
         if self.start:
             self.reporter.line(f"continuing after step {self.start} of {self.recipe.steps}")
 
+    def expect_memory(self, network: nn.Module, side: int, passes: int) -> None:
+        """Say what memory training `network` will take, with images of `side` px in `passes` passes with gradient."""
+        bytes_each = memory.kept_bytes(network, side)
+        if bytes_each is None:
+            return
+        device = self.runtime.fabric.device
+        images = passes * self.recipe.images_per_pass(self.runtime.fabric.world_size)
+        expected = memory.estimate(network, bytes_each, images, device, mixed=self.runtime.precision != "fp32")
+        if expected is not None:
+            self.reporter.line(f"peak memory: about {expected / 1e9:.1f} GB, besides loader processes")
+
     def summary(self) -> dict[str, Any]:
         """What the verb returns: the folder, the weights, and the last of each figure."""
         last: dict[str, Any] = {}
@@ -118,6 +132,8 @@ class Stage:
         except (UserError, Interrupted) as error:
             self.reporter.record(str(error))  # the command line shows it
             raise
+        if (most := memory.peak(self.runtime.fabric.device)) is not None:
+            self.reporter.line(f"peak memory was {most / 1e9:.1f} GB")
         if quarantine.paths:
             bad, total = plural(len(quarantine), "unreadable image"), len(dataset)
             listed = ", ".join(quarantine.paths[:5]) + (", …" if len(quarantine) > 5 else "")

@@ -108,6 +108,7 @@ def pretrain_backbone(
     )
 
     module = runtime.place(module)
+    stage.expect_memory(module.encoder, size, passes=2 if method == "simclr" else 1)
     dataset = ViewDataset(paths, TwoViews(size, call.seed))
     # Before a checkpoint is loaded: every run, resumed or not, is compared with its own beginning.
     probe = MatchProbe(paths, size, call.seed, runtime.fabric.device, untrained=module.encoder.backbone)
