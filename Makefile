@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 # torch==X.Y.* and torchvision==X.Y.*, of the lower bounds in pyproject.toml.
 PAIR = $(shell sed -nE "s/^ *\"(torch|torchvision)>=([0-9.]+)\",$$/'\1==\2.*'/p" pyproject.toml)
 
-.PHONY: demo test test-oldest check reference install clean
+.PHONY: demo test test-oldest check reference fuzz install clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,6 +40,15 @@ check: $(VENV)/.installed
 reference: $(VENV)/.installed
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_settings.py
+
+# Coverage-guided fuzzing of every reader, a minute each, or of some: make fuzz READERS="coco voc" EACH=600
+READERS ?= coco coco_checked voc yolo yolo_rows image text_list given proposals unfinished weights torch_weights \
+	checkpoint lease config mask
+EACH ?= 60
+fuzz: $(VENV)/.installed
+	$(BIN)/pip install --quiet -e '.[fuzz]'
+	for reader in $(READERS); do \
+		$(BIN)/python fuzz/fuzz_reader.py $$reader -max_total_time=$(EACH) -artifact_prefix=fuzz/ || exit 1; done
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,8 @@ from selfdet.data.duplicates import duplicate_groups
 from selfdet.data.images import list_images
 from selfdet.data.inspection import IMAGE_FAULTS, Inspection, Look
 from selfdet.data.labels import parse_labels
-from selfdet.data.untrusted import expanded, is_side
+from selfdet.data.untrusted import expanded, is_integer, is_side
+from selfdet.errors import shown
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Split:
         coco, paths, _ = parse_labels(path, images, strict=False)
         for key in ("images", "categories"):
             require_unique_ids(coco, key, path)
+        for entry in coco["annotations"]:
+            for key in ("image_id", "category_id"):
+                if key in entry and not is_integer(entry[key]):  # it is of nothing, and may be no key at all
+                    entry[key] = shown(entry[key])
         return cls(coco, paths)
 
     def told_sizes(self) -> list[tuple[int, int] | None]:
