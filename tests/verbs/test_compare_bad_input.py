@@ -60,6 +60,10 @@ def test_a_fraction_that_leaves_no_image_is_refused_with_those_that_do(given: di
     assert "--shots 0" in refused(given, fractions=None, shots=[0])
 
 
+def test_a_miss_rate_of_segmentation_is_refused(given: dict[str, Any]) -> None:
+    assert "--miss-rate is of boxes" in refused(given, task="segmentation", miss_rate=True)
+
+
 def test_labels_without_a_box_are_refused_with_the_classes_they_lack(given: dict[str, Any], tmp_path: Path) -> None:
     def bare(coco: dict[str, Any]) -> None:
         coco["annotations"] = []

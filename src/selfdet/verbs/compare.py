@@ -126,6 +126,8 @@ def compare(
         selfdet compare --init scratch --init runs/pre --data labels/train.json --val-data labels/val.json
             --images photos/ --out runs/compare
     """
+    if miss_rate and task == "segmentation":
+        raise UserError("--miss-rate is of boxes, and segmentation gives none", "Leave it out")
     deadline = time.monotonic() + 60 * max_time if max_time else None
     stored = settings_of(out, resume)
     widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
