@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from selfdet.data.untrusted import expanded
 from selfdet.errors import UserError
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -23,7 +24,7 @@ def config_file(verb: str, named: str) -> Path:
 
     Raises: UserError for a bare name that is neither.
     """
-    path, recipe = Path(named).expanduser(), FOLDER / f"{named}.yaml"
+    path, recipe = expanded(named), FOLDER / f"{named}.yaml"
     if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
     if recipe.is_file():

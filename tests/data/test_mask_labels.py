@@ -126,3 +126,8 @@ def test_a_part_of_the_labels_can_be_written_and_read_again(scenes: Path, tmp_pa
         for one, other in zip(again.records, few.records, strict=True):
             assert one.image_id == other.image_id
             assert torch.equal(again.read(one).classes, few.read(other).classes)
+    damaged = tmp_path / "voc.json"
+    for content in (damaged.read_text()[:-9], damaged.read_text().replace('"image"', '"pixels"')):
+        damaged.write_text(content)
+        with pytest.raises(UserError, match="is damaged"):
+            load_mask_labels(damaged)

@@ -66,7 +66,7 @@ def test_a_run_is_continued_with_its_own_settings_only(tmp_path: Path) -> None:
 
 def test_settings_that_are_no_yaml_mapping_are_the_users_to_mend(tmp_path: Path) -> None:
     run = RunDir.open(tmp_path / "run", CONFIG, resume=False)
-    for text in ("[", "just text", "\x00"):
+    for text in ("[", "just text", "\x00", "a: &b [1]\nc: *b", "[" * 5000, "a: !!python/name:os.system"):
         run.config_file.write_text(text)
         with pytest.raises(UserError, match="is not a YAML mapping"):
             run.read_config()
@@ -74,6 +74,13 @@ def test_settings_that_are_no_yaml_mapping_are_the_users_to_mend(tmp_path: Path)
         RunDir(tmp_path / "none").read_config()
     with pytest.raises(UserError, match="not a run directory"):
         RunDir(tmp_path).read_config()
+
+
+def test_rows_that_are_none_end_what_is_read(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for bad in (b"[1]", b"\xff", b"null", b'{"step": 3'):
+        run.metrics_file.write_bytes(b'{"step": 1}\n' + bad + b'\n{"step": 2}\n')
+        assert run.read_metrics() == [{"step": 1}]
 
 
 def test_rows_after_a_step_are_dropped_and_the_others_keep_their_bytes(tmp_path: Path) -> None:

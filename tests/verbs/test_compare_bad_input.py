@@ -17,6 +17,7 @@ from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.models.backbones import build_backbone
 from selfdet.verbs.compare import compare
+from selfdet.verbs.compare_folder import read_result
 from selfdet.verbs.compare_labels import Amount, gaps, label_set
 from selfdet.verbs.compare_starts import agree, check_designs, name_starts
 from tiny_runs import BACKBONE, COMPARE, WIDTHS
@@ -171,3 +172,11 @@ def test_the_command_line_answers_with_one_line(given: dict[str, Any], capsys: p
         cli.main(["compare", "--init", "scratch", "--data", given["data"], "--val-data", "x.json", "--out", "o"]) == 2
     )
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b'{"AP": '])
+def test_a_result_that_was_damaged_is_named_with_the_way_on(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "cell.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"cell.json is damaged: .*Remove the folder"):
+        read_result(file, "Remove the folder")

@@ -133,6 +133,9 @@ def test_every_setting_of_a_run_is_known_as_one_or_as_a_fact(finetuned: Path, pr
 def test_what_is_no_run_and_what_may_not_be_written_over_is_refused(pretrained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run directory"):
         report(init=str(tmp_path))
+    (tmp_path / "config.yaml").write_text("verb: os")
+    with pytest.raises(UserError, match="not of a run of pretrain or finetune"):
+        report(init=str(tmp_path))
     notes = tmp_path / "notes.html"
     notes.write_text("mine")
     with pytest.raises(UserError, match="is no report"):

@@ -18,6 +18,7 @@ from selfdet.data.images import UnreadableImage, read_image, read_size
 from selfdet.data.labels import ImageRecord, Labels, load_labels, read_sample
 from selfdet.data.mask_formats import LOOKUPS, find_masks
 from selfdet.data.masks import decode_mask, has_segmentation, segmentation_rle
+from selfdet.data.untrusted import expanded, parse_json
 from selfdet.errors import UserError
 
 BACKGROUND = "background"
@@ -186,7 +187,7 @@ def load_mask_labels(file: str | Path, images: str | Path | None = None) -> Mask
 
     Raises: UserError for what is neither, as `load_labels` and `find_masks`, and for masks of another size.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     if path.suffix.lower() == ".json":
         content = _listed(path)
         return _coco(path, images) if content is None else content
@@ -268,9 +269,14 @@ def _listed(path: Path) -> MaskLabels | None:
     """A list that `MaskLabels.write` wrote; None of any other file."""
     if not path.is_file() or LISTED not in (text := path.read_text(encoding="utf-8", errors="replace"))[:100]:
         return None
-    content = json.loads(text)
-    records = [MaskRecord(each["id"], Path(each["image"]), Path(each["mask"])) for each in content[LISTED]]
-    return MaskLabels(path, content["classes"], records, _digest([text]), content["lookup"])
+    try:
+        content = parse_json(text.encode())
+        records = [MaskRecord(each["id"], Path(each["image"]), Path(each["mask"])) for each in content[LISTED]]
+        return MaskLabels(path, content["classes"], records, _digest([text]), content["lookup"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path} is damaged: no list of images and masks", "Start the run or comparison that wrote it anew"
+        ) from None
 
 
 def _numbered(labels: MaskLabels) -> list[str]:

@@ -15,6 +15,7 @@ from selfdet.data.images import UnreadableImage, list_images, read_image
 from selfdet.data.labels import ImageRecord, Labels, read_sample
 from selfdet.data.loader import sample_rng
 from selfdet.data.pixels import resize
+from selfdet.data.untrusted import expanded
 from selfdet.errors import UserError
 
 BACKGROUND = "background"
@@ -53,7 +54,7 @@ def folder_samples(images: str | Path, size: int, limit: int, seed: int) -> tupl
 
     Raises: UserError for another layout.
     """
-    root = Path(images).expanduser()
+    root = expanded(images)
     classes = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not classes:
         raise UserError(

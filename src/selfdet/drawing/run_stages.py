@@ -129,7 +129,7 @@ def read_run(path: str | Path) -> WholeRun:
     """Read what a run's folder says. Raises: UserError when it is no run, or a stage of one."""
     run = RunDir(path)
     config = run.read_config()
-    if "verb" not in config:
+    if config.get("verb") not in ("pretrain", "finetune"):
         raise UserError(f"{run.config_file} is not of a run of pretrain or finetune", "Name a run's folder")
     if run.path.resolve().parent.name == "stages" and (run.path.resolve().parent.parent / "config.yaml").is_file():
         raise UserError(f"{path} is one stage of a run", f"Name the run: {run.path.resolve().parent.parent}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from selfdet.data.untrusted import expanded
 from selfdet.errors import UserError
 from selfdet.interchange.starts import fill_backbone, resolve_start
 from selfdet.interchange.whole_detectors import as_detector
@@ -74,7 +75,7 @@ def snapshots(init: str) -> list[str]:
 
     Raises: UserError when it is no run, or kept none.
     """
-    run = RunDir(Path(init).expanduser(), writes=False)
+    run = RunDir(expanded(init), writes=False)
     run.read_config()
     for stage in STAGES:
         if found := sorted((run.snapshots / stage).glob("epoch-*.safetensors")):

@@ -45,9 +45,11 @@ def batch_size(images: int, asked: int | None, usual: int, shares: int = 1, why:
     """Images a step: what was asked, else `usual` with its `why`; lowered where there are fewer images, to a multiple
     of `shares` (processes × micro-batches).
 
-    Raises: UserError when there are fewer images than shares.
+    Raises: UserError for less than one, and when there are fewer images than shares.
     """
     wanted = usual if asked is None else asked
+    if wanted < 1:
+        raise UserError(f"--batch-size is {wanted}, expected 1 or more", "Leave it out for the usual one")
     if images >= wanted:
         return Default(wanted, why if asked is None else ASKED)
     lowered = images // shares * shares

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from selfdet.data.untrusted import parse_json, parse_yaml
 from selfdet.errors import UserError
 
 # Settings that may differ between a run and its continuation: they change no number.
@@ -115,8 +116,8 @@ class RunDir:
         if not self.config_file.is_file():
             raise UserError(f"{self.path} has no config.yaml, so it is not a run directory", "Name a run's folder")
         try:
-            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
+            config = parse_yaml(self.config_file.read_bytes())
+        except ValueError:
             config = None
         if not isinstance(config, dict):
             raise UserError(f"{self.config_file} is not a YAML mapping", "Restore the file or start a new run")
@@ -180,11 +181,14 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each whole line of a JSON-lines file, and what it says."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            yield line, json.loads(line)
-        except json.JSONDecodeError:
+            row = parse_json(line.encode())
+        except ValueError:
             return
+        if not isinstance(row, dict):
+            return
+        yield line, row
 
 
 def _plain(value: Any) -> Any:

@@ -18,6 +18,7 @@ from selfdet.errors import UserError
 from selfdet.evaluation.comparison import KEYS, SEGMENTATION_KEYS, judged
 from selfdet.training import defaults
 from selfdet.training.rundir import RunDir
+from selfdet.verbs.compare_folder import read_result
 from selfdet.verbs.compare_labels import AnyLabels, LabelSet, write_labels, write_shared
 from selfdet.verbs.compare_starts import Design, NamedStart
 from selfdet.verbs.evaluate import evaluate
@@ -76,7 +77,7 @@ class Bench:
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """What a finished cell found, None of one that is not."""
         file = self.folder(cell) / RESULT
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return read_result(file, "Remove the cell's folder: it is trained again") if file.is_file() else None
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether it need not be done again."""

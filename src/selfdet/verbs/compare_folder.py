@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from selfdet.data.untrusted import parse_json
 from selfdet.errors import UserError
 from selfdet.training.leases import Leases
 from selfdet.training.rundir import RunDir, check_out_is_new
@@ -59,7 +60,18 @@ def open_folder(out: str, config: Mapping[str, Any]) -> tuple[RunDir, Leases]:
     return RunDir.open(out, config, resume=True), leases
 
 
+def read_result(file: Path, hint: str) -> dict[str, Any]:
+    """The JSON object that a comparison wrote. Raises: UserError with the `hint` for anything else."""
+    try:
+        found = parse_json(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}", hint) from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: no JSON object", hint)
+    return found
+
+
 def result_of(run: RunDir) -> dict[str, Any] | None:
     """The answer of a finished comparison, if it has been written."""
     file = run.path / "results.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_result(file, "Remove it: it is written again from the cells") if file.is_file() else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdet.data.images import UnreadableImage, list_images, read_image
+from selfdet.data.untrusted import expanded
 from selfdet.data.views import TwoViews
 from selfdet.drawing.correspondence import Row, draw_heat, draw_matches
 from selfdet.drawing.correspondence_page import write_page
@@ -163,7 +164,7 @@ def _given(files: tuple[str, str], size: int) -> list[Pair]:
     images = []
     for file in files:
         try:
-            images.append(read_image(Path(file).expanduser()))
+            images.append(read_image(expanded(file)))
         except (UnreadableImage, OSError):
             raise UserError(f"--pair {file} is no image that can be read", "Name two image files") from None
     return [whole_images(images[0], images[1], (Path(files[0]).name, Path(files[1]).name), size)]

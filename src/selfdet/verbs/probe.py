@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selfdet.data.labels import load_labels
 from selfdet.data.probe_samples import ProbeSamples, folder_samples, labelled_samples
+from selfdet.data.untrusted import expanded
 from selfdet.drawing.curves import plot_bars
 from selfdet.errors import UserError
 from selfdet.evaluation.probe import chance, features, scores, settle, splits
@@ -166,7 +167,7 @@ def _samples(
     Raises: UserError when there is nothing, or classes differ.
     """
     if data is None:
-        if images is None or not Path(images).expanduser().is_dir():
+        if images is None or not expanded(images).is_dir():
             raise UserError(
                 "probe needs classes: --data with labels, or --images with a folder for each class",
                 "`selfdet probe --help` shows an example",
