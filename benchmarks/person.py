@@ -38,7 +38,7 @@ OWN = {
     "faster_rcnn": "--epochs 2 --lr 0.01 --detector-stage.boxes-per-image 50",
 }
 FINETUNE = f"{EQUAL} --batch-norm frozen --precision fp32 --keep-box-outputs"
-RATES = {"fcos": (0.01, 0.015), "retinanet": (0.005, 0.0075), "faster_rcnn": (0.005, 0.01)}
+RATES = {"fcos": (0.01, 0.015), "retinanet": (0.005, 0.0075), "faster_rcnn": (0.005,)}
 # A step of an R-CNN takes 512 regions of each image through its box head: half as many images, and fewer looks.
 BATCHES = {"fcos": 8, "retinanet": 8, "faster_rcnn": 4}
 LOOKS = {"fcos": 4, "retinanet": 4, "faster_rcnn": 2}
