@@ -20,7 +20,7 @@ import person
 from cells import SCORES, Cells, selfdet, spread, until_finished
 
 CELLS = Cells("transfer")
-SEEDS, STEPS, RATE = (0, 1), 400, {"fcos": 0.015, "mask_rcnn": 0.01}
+SEEDS, STEPS, RATE = (0, 1), 400, {"fcos": 0.015, "mask_rcnn": 0.005}
 # Data: (share of the training images, its words).
 DATA = {"bccd": (0.1, "BCCD, 20 images, 3 classes"), "coco-tiny": (1.0, "coco-tiny, 80 images, 80 classes")}
 
