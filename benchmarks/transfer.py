@@ -20,7 +20,7 @@ import person
 from cells import SCORES, Cells, selfdet, spread, until_finished
 
 CELLS = Cells("transfer")
-SEEDS, STEPS, RATE = (0, 1), 400, {"fcos": 0.015, "mask_rcnn": 0.005}
+SEEDS, STEPS, RATE = (0, 1), {"fcos": 400, "mask_rcnn": 200}, {"fcos": 0.015, "mask_rcnn": 0.005}
 # Data: (share of the training images, its words).
 DATA = {"bccd": (0.1, "BCCD, 20 images, 3 classes"), "coco-tiny": (1.0, "coco-tiny, 80 images, 80 classes")}
 
@@ -75,13 +75,13 @@ def cell(bench: person.Bench, shared: Path, detector: str, data: str, init: str,
     shape = f"{person.shape(like)} --batch-size {person.BATCHES[like]}"
     words = (
         f"finetune --init {start} --data {train} --images {images} --detector {detector} {shape} {person.FINETUNE} "
-        f"--fraction {DATA[data][0]:g} --steps {STEPS} --lr {RATE[detector]:g} --seed {seed} --out {out}"
+        f"--fraction {DATA[data][0]:g} --steps {STEPS[detector]} --lr {RATE[detector]:g} --seed {seed} --out {out}"
     )
     until_finished(words, minutes=14)
     scores = selfdet(f"evaluate --init {out} --data {test} --images {test_images} --threads 1")
     masks = {f"mask_{key}": scores["mask"][key] for key in SCORES} if "mask" in scores else {}
     kept = {key: scores[key] for key in SCORES} | masks
-    about = {"fraction": DATA[data][0], "steps": STEPS, "lr": RATE[detector]}
+    about = {"fraction": DATA[data][0], "steps": STEPS[detector], "lr": RATE[detector]}
     CELLS.finish({**named, **about, **kept, "command": f"selfdet {words}"})
 
 
