@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from selfdet.data.images import PIXELS
 from selfdet.data.labels import Labels, load_labels
 from selfdet.errors import UserError
 from selfdet.interchange import starts
@@ -163,7 +164,13 @@ def test_what_is_saved_is_rebuilt_to_the_bit(scenes: Path, tmp_path: Path) -> No
         assert value.equal(net.net.state_dict()[name])
     save_backbone(tmp_path / "backbone.safetensors", net.backbone, {"method": "densecl"})
     start = resolve_start(str(tmp_path / "backbone.safetensors"))
-    assert start.note == {"kind": "backbone", "backbone": BACKBONE, "library": "timm", "method": "densecl"}
+    own = {"kind": "backbone", "backbone": BACKBONE, "library": "timm", "pixels": PIXELS}
+    assert start.note == {**own, "method": "densecl"}
+
+
+def test_weights_say_what_became_of_channels_and_bit_depths(pretrained: Path, finetuned: Path) -> None:
+    assert resolve_start(str(pretrained)).note["pixels"] == PIXELS
+    assert resolve_start(str(finetuned)).note["pixels"] == PIXELS
 
 
 def test_a_detector_file_that_lacks_a_tensor_is_refused(finetuned: Path, pretrained: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from selfdet.data.images import PIXELS
 from selfdet.detectors.segmenter import Segmenter, fcn
 from selfdet.errors import UserError
 from selfdet.interchange.starts import NOTE, Start, elements, fill_backbone, resolve_start
@@ -49,8 +50,8 @@ def build_segmenter(
 
 def segmenter_note(segmenter: Segmenter, classes: Sequence[str], image_size: int, crop_size: int) -> dict[str, Any]:
     """What a segmenter's file says of itself: all that rebuilds it, its classes, the long side (px) of the images it is
-    for, and the side of the squares it has learned from."""
-    about = {"classes": list(classes), "image_size": image_size, "crop_size": crop_size}
+    for, the side of the squares it has learned from, and what became of channels and bit depths."""
+    about = {"classes": list(classes), "image_size": image_size, "crop_size": crop_size, "pixels": PIXELS}
     return {"kind": "segmenter", **segmenter.config(), **about}
 
 

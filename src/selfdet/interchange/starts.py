@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from selfdet.data.images import PIXELS
 from selfdet.data.labels import Labels
 from selfdet.data.untrusted import expanded
 from selfdet.detectors.base import Detector
@@ -224,15 +225,16 @@ def _better_hint(error: UserError, start: Start, name: str) -> UserError:
 
 def backbone_note(backbone: Backbone, more: Mapping[str, Any]) -> dict[str, Any]:
     """What a backbone's file says of itself."""
-    return {"kind": "backbone", "backbone": backbone.name, "library": backbone.library, **more}
+    about = {"kind": "backbone", "backbone": backbone.name, "library": backbone.library, "pixels": PIXELS}
+    return about | dict(more)
 
 
 def detector_note(
     detector: Detector, classes: Sequence[str], category_ids: Sequence[int], image_size: int
 ) -> dict[str, Any]:
-    """What a detector's file says of itself: all that rebuilds it, its classes with their numbers in the labels, and
-    the long side (px) it is for."""
-    about = {"classes": list(classes), "category_ids": list(category_ids), "image_size": image_size}
+    """What a detector's file says of itself: all that rebuilds it, its classes with their numbers in the labels, the
+    long side (px) it is for, and what became of channels and bit depths."""
+    about = {"classes": list(classes), "category_ids": list(category_ids), "image_size": image_size, "pixels": PIXELS}
     return {"kind": "detector", **detector.config(), **about}
 
 
