@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 # torch==X.Y.* and torchvision==X.Y.*, of the lower bounds in pyproject.toml.
 PAIR = $(shell sed -nE "s/^ *\"(torch|torchvision)>=([0-9.]+)\",$$/'\1==\2.*'/p" pyproject.toml)
 
-.PHONY: demo test test-oldest check reference fuzz install clean
+.PHONY: demo test test-oldest check check-slow reference fuzz install clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ $(OLDEST)/.installed: pyproject.toml
 # The rooms that rest on what torch and torchvision do inside, on the oldest pair that we support.
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest tests/models tests/detectors tests/methods tests/interchange
+
+# What takes longer than the suite may: every recipe, all exports, several processes, thousands of random files.
+check-slow: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check src tests benchmarks docs/make_reference.py

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from selfdet.training.memory import estimate, kept_bytes, peak
+from selfdet.data.trial import trial_samples
+from selfdet.detectors.zoo import DETECTORS
+from selfdet.methods.supervised import Supervised
+from selfdet.models.backbones import build_backbone
+from selfdet.training.memory import batch_area, estimate, kept_bytes, kept_of_two, peak
 
 
 def test_each_map_that_a_pass_keeps_counts_once() -> None:
@@ -36,14 +41,35 @@ def test_a_frozen_layer_keeps_nothing() -> None:
     assert trained - frozen == 3 * 32 * 32 * 4
 
 
-def test_the_estimate_grows_with_images_and_less_in_mixed_precision() -> None:
+def test_the_estimate_grows_with_what_is_kept_and_less_is_in_mixed_precision() -> None:
     network, device = nn.Conv2d(3, 8, 3), torch.device("cpu")
-    one, many, mixed = (
-        estimate(network, 10**9, *size) for size in ((1, device, False), (10, device, False), (10, device, True))
-    )
-    assert one is not None
-    assert many is not None
-    assert mixed is not None
-    assert abs(many - one - 9e9) < 1e8
-    assert abs(many - mixed - 5e9) < 1e8
+    little, much = (estimate(network, kept, device) for kept in (1e9, 10e9))
+    assert little is not None
+    assert much is not None
+    assert abs(much - little - 9e9) < 1e8
+    assert (kept_bytes(network, 32, mixed=True) or 0) * 2 == kept_bytes(network, 32)
     assert (peak(device) or 0) > 1e8  # torch alone is more
+
+
+def detector(key: str) -> Supervised:
+    return Supervised(DETECTORS[key](2, build_backbone("test_resnet"), image_size=256, fpn_channels=16))
+
+
+@pytest.mark.parametrize("key", ["fcos", "faster_rcnn"])
+def test_small_images_tell_what_a_pass_of_larger_ones_keeps(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = detector(key)
+    state, before = torch.get_rng_state(), {name: value.clone() for name, value in method.state_dict().items()}
+    foretold = kept_of_two(method, trial_samples, 256**2)
+    assert torch.get_rng_state().equal(state)
+    assert all(value.equal(before[name]) for name, value in method.state_dict().items())
+    monkeypatch.setattr("selfdet.training.memory.SIDES", (256, 300))  # now these are small
+    passed = kept_of_two(method, trial_samples, 256**2)
+    assert foretold is not None
+    assert passed is not None
+    assert 0.85 < foretold / passed < 1.15
+
+
+def test_a_batch_is_as_wide_as_its_widest_image_and_as_high_as_its_highest() -> None:
+    assert batch_area([(400, 300), (200, 150)], 800) == 800 * 600
+    assert batch_area([(400, 300), (300, 400)], 800) == 800 * 800
+    assert batch_area([(0, 0)], 100) == 100 * 100  # YOLO's labels don't say

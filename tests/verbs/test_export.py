@@ -26,6 +26,7 @@ from selfdet.interchange.weights import read_weights, write_safetensors
 from selfdet.models.backbones import build_backbone
 from selfdet.training.rundir import RunDir
 
+SLOW = pytest.mark.slow
 BLOCKED = """
 import runpy, sys
 sys.modules["selfdet"] = None
@@ -63,10 +64,12 @@ def timm_fcos():
     "build",
     [
         lambda: small_fcos(num_classes=2, neck_norm="gn"),
-        timm_fcos,
-        lambda: small_retinanet(num_classes=2, neck_norm="bn", head_convs=2),
+        pytest.param(timm_fcos, marks=SLOW),
+        pytest.param(lambda: small_retinanet(num_classes=2, neck_norm="bn", head_convs=2), marks=SLOW),
         lambda: small_faster(num_classes=2, image_size=64),
-        lambda: small_faster(num_classes=2, image_size=64, box_head="4conv1fc", neck_norm="bn"),
+        pytest.param(
+            lambda: small_faster(num_classes=2, image_size=64, box_head="4conv1fc", neck_norm="bn"), marks=SLOW
+        ),
         lambda: small_c4(num_classes=2, image_size=64),
         lambda: small_mask(num_classes=2, image_size=64, detections=30),
     ],
@@ -104,7 +107,10 @@ def test_an_exported_detector_finds_the_same_in_plain_torchvision(tmp_path, buil
         assert [each.get("segmentation") for each in found] == masks
 
 
-@pytest.mark.parametrize("key", list(export_rebuild.NETWORKS))
+# Their relatives go the same way.
+@pytest.mark.parametrize(
+    "key", ["fcos", "mask_rcnn", pytest.param("retinanet", marks=SLOW), pytest.param("faster_rcnn", marks=SLOW)]
+)
 def test_a_detector_that_was_only_pre_trained_goes_out_with_its_one_class(tmp_path, key):
     detector = {**SMALL, **TWO_STAGE}[key](num_classes=1, image_size=64)
     run = detector_run(tmp_path / "run", detector, "pretrain", ["object"], [1])
