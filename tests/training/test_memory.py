@@ -52,7 +52,7 @@ def test_the_estimate_grows_with_what_is_kept_and_less_is_in_mixed_precision() -
 
 
 def detector(key: str) -> Supervised:
-    return Supervised(DETECTORS[key](2, build_backbone("test_resnet"), image_size=256, fpn_channels=16))
+    return Supervised(DETECTORS[key](2, build_backbone("test_resnet"), image_size=256, fpn_channels=64))
 
 
 @pytest.mark.parametrize("key", ["fcos", "faster_rcnn"])

@@ -32,7 +32,9 @@ def test_flags_stand_over_yaml_over_the_preset_over_the_data(
     assert config["options"]["image_size"] == 128  # the data's own, which is under the preset's bound
     file.write_text("preset: laptop\n")
     assert cli.main([*command, "--out", str(tmp_path / "other")]) == 0
-    assert "batch size: 4 (preset laptop: half the memory of 8)\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "batch size: 4 (preset laptop: half the memory of 8)\n" in said
+    assert "\npeak memory: about " in said
 
 
 def test_pre_training_takes_what_is_not_asked_for_from_the_preset(

@@ -58,6 +58,7 @@ def test_a_run_leaves_its_segmenter_figures_and_what_was_reused(segmented: Path,
     text = (segmented / "log.txt").read_text()
     table = {line.split()[0]: line.split()[1] for line in text.splitlines() if line.startswith(("backbone ", "head "))}
     assert table == {"backbone": "100.0%", "head": "0.0%"}
+    assert "peak memory: about " in text
     assert "fcn on test_resnet from" in text
     assert "10 of 10 labelled images, with 5 classes" in text
 

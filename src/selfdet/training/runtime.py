@@ -49,6 +49,11 @@ class Runtime:
         return self.fabric.is_global_zero
 
     @property
+    def mixed(self) -> bool:
+        """Whether the network computes in fewer bits than float32."""
+        return self.precision != "fp32"
+
+    @property
     def describe(self) -> str:
         """One line for the log."""
         kind = self.fabric.device.type

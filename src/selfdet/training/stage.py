@@ -86,14 +86,12 @@ class Stage:
         if self.start:
             self.reporter.line(f"continuing after step {self.start} of {self.recipe.steps}")
 
-    def expect_memory(self, network: nn.Module, side: int, passes: int) -> None:
-        """Say what memory training `network` will take, with images of `side` px in `passes` passes with gradient."""
-        bytes_each = memory.kept_bytes(network, side)
-        if bytes_each is None:
+    def expect_memory(self, network: nn.Module, each: float | None) -> None:
+        """Say what memory training `network` will take, a pass of which keeps `each` bytes of an image, if known."""
+        if each is None:
             return
-        device = self.runtime.fabric.device
-        images = passes * self.recipe.images_per_pass(self.runtime.fabric.world_size)
-        expected = memory.estimate(network, bytes_each, images, device, mixed=self.runtime.precision != "fp32")
+        kept = each * self.recipe.images_per_pass(self.runtime.fabric.world_size)
+        expected = memory.estimate(network, kept, self.runtime.fabric.device)
         if expected is not None:
             self.reporter.line(f"peak memory: about {expected / 1e9:.1f} GB, besides loader processes")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from selfdet.detectors.optim import parameter_groups
 from selfdet.detectors.zoo import DetectorKey
 from selfdet.drawing.training import plot_training
 from selfdet.interchange.starts import resolve_start
-from selfdet.training import defaults
+from selfdet.training import defaults, memory
 from selfdet.training.defaults import ASKED, Default
 from selfdet.training.log import plural
 from selfdet.training.loggers import LoggerName, check_loggers
@@ -250,7 +251,10 @@ def finetune(
         },
     )
 
+    method = job.method(net)
+    each = memory.kept_of_two(method, partial(job.trial, net), job.area(chosen, pixels), runtime.mixed)
     net = runtime.place(net)
+    stage.expect_memory(net, each)
 
     def assess(step: int) -> Mapping[str, Any]:
         assert held_out is not None
@@ -259,7 +263,7 @@ def finetune(
         return scores
 
     done = stage.train(
-        job.method(net),
+        method,
         groups,
         dataset,
         job.collate,

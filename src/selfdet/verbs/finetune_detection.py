@@ -10,6 +10,8 @@ from lightning_fabric import Fabric
 
 from selfdet.data.labelled import LabelledDataset, collate_samples
 from selfdet.data.labels import Labels, load_labels
+from selfdet.data.sample import Sample
+from selfdet.data.trial import trial_samples
 from selfdet.detectors.base import Detector
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import detection_line
@@ -18,6 +20,7 @@ from selfdet.methods.supervised import Supervised
 from selfdet.training import defaults
 from selfdet.training.defaults import Default
 from selfdet.training.log import plural
+from selfdet.training.memory import batch_area
 from selfdet.training.optimizers import OptimizerName
 from selfdet.training.transfer import TransferReport
 from selfdet.verbs.finetune_task import Task
@@ -109,6 +112,15 @@ class Detection(Task[Labels, HeldOut, Detector, LabelledDataset]):
     def method(self, network: Detector) -> Supervised:
         """The detector's own losses."""
         return Supervised(network)
+
+    def trial(self, network: Detector, side: int) -> list[Sample]:
+        """With masks for a detector of these."""
+        return trial_samples(side, network.has_masks)
+
+    def area(self, chosen: Labels, pixels: int) -> float:
+        """At the largest scale."""
+        sizes = [(record.width, record.height) for record in chosen.records]
+        return batch_area(sizes, pixels * self.scale_jitter[1])
 
     def score(self, held_out: HeldOut, network: Detector, pixels: int, fabric: Fabric) -> tuple[Mapping[str, Any], str]:
         """COCO AP."""

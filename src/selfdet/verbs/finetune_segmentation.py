@@ -11,7 +11,8 @@ from lightning_fabric import Fabric
 
 from selfdet.data.images import Quarantine, UnreadableImage, read_size
 from selfdet.data.mask_labels import MaskLabels, class_counts, load_mask_labels
-from selfdet.data.masked import MaskedDataset, collate_masked
+from selfdet.data.masked import MaskedBatch, MaskedDataset, collate_masked
+from selfdet.data.trial import trial_masked
 from selfdet.detectors.segmenter import Segmenter
 from selfdet.errors import UserError
 from selfdet.evaluation.segmentation import segmentation_line
@@ -140,6 +141,14 @@ class Segmentation(Task[MaskLabels, HeldOutMasks, Segmenter, MaskedDataset]):
     def method(self, network: Segmenter) -> SupervisedSegmentation:
         """Cross-entropy."""
         return SupervisedSegmentation(network)
+
+    def trial(self, network: Segmenter, side: int) -> MaskedBatch:
+        """All of one class."""
+        return trial_masked(side)
+
+    def area(self, chosen: MaskLabels, pixels: int) -> float:
+        """That of a crop."""
+        return self.crop(pixels) ** 2
 
     def score(
         self, held_out: HeldOutMasks, network: Segmenter, pixels: int, fabric: Fabric

@@ -103,6 +103,14 @@ class Task(ABC, Generic[Labelled, Held, Net, Data]):
         """The objective over the network."""
 
     @abstractmethod
+    def trial(self, network: Net, side: int) -> Any:
+        """A batch of two images of `side` px, to see what a pass takes."""
+
+    @abstractmethod
+    def area(self, chosen: Labelled, pixels: int) -> float:
+        """Pixels of each image in the largest batch, padding included."""
+
+    @abstractmethod
     def score(self, held_out: Held, network: Net, pixels: int, fabric: Fabric) -> tuple[Mapping[str, Any], str]:
         """Scores on held-out labels, and the line that says them."""
 

@@ -17,7 +17,7 @@ from selfdet.interchange.starts import backbone_note, load_backbone, save_backbo
 from selfdet.methods.densecl import DenseCL
 from selfdet.methods.moco import MoCo
 from selfdet.methods.simclr import SimCLR
-from selfdet.training import defaults
+from selfdet.training import defaults, memory
 from selfdet.training.defaults import ASKED, Default, Length
 from selfdet.training.health import MatchProbe, words
 from selfdet.training.log import plural
@@ -108,7 +108,9 @@ def pretrain_backbone(
     )
 
     module = runtime.place(module)
-    stage.expect_memory(module.encoder, size, passes=2 if method == "simclr" else 1)
+    each = memory.kept_bytes(module.encoder, size, runtime.mixed)
+    both = 2 if method == "simclr" else 1  # views with gradient
+    stage.expect_memory(module.encoder, None if each is None else both * each)
     dataset = ViewDataset(paths, TwoViews(size, call.seed))
     # Before a checkpoint is loaded: every run, resumed or not, is compared with its own beginning.
     probe = MatchProbe(paths, size, call.seed, runtime.fabric.device, untrained=module.encoder.backbone)

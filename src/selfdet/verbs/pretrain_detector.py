@@ -10,13 +10,14 @@ import torch
 
 from selfdet.data.box_views import BoxViewDataset, BoxViews, box_view_preset, collate_box_views
 from selfdet.data.labels import ImageRecord
+from selfdet.data.trial import trial_box_views
 from selfdet.detectors.optim import parameter_groups
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.drawing.box_views import draw_box_views
 from selfdet.drawing.training import plot_training
 from selfdet.interchange.starts import check_options, detector_note, load_backbone, save_detector
 from selfdet.methods.aligndet import AlignDet
-from selfdet.training import defaults
+from selfdet.training import defaults, memory
 from selfdet.training.box_health import box_words
 from selfdet.training.defaults import ASKED, Default, Length
 from selfdet.training.log import plural
@@ -153,7 +154,10 @@ def pretrain_detector(
             "too, or name --backbone-weights"
         )
 
+    area = memory.batch_area([(record.width, record.height) for record in taken], pixels)
+    each = memory.kept_of_two(method, trial_box_views, area, runtime.mixed)
     method = runtime.place(method)
+    stage.expect_memory(method, each)
     if runtime.first and not stage.start:
         draw_box_views(dataset, stage.run.pictures / "first_views.jpg")
     note = detector_note(net, CLASSES, CATEGORY_IDS, pixels) | {"method": "aligndet", "steps": str(total)}
