@@ -9,8 +9,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfdet.training import defaults
+from torch import nn
+
+from selfdet.data.trial import trial_samples
+from selfdet.detectors.zoo import DETECTORS
+from selfdet.methods.moco import MoCo
+from selfdet.methods.supervised import Supervised
+from selfdet.models.backbones import build_backbone
+from selfdet.training import defaults, memory
 from selfdet.training.defaults import Default
+from selfdet.training.log import duration
 from selfdet.training.presets import LEAST, PRESETS, Preset, PresetName
 
 IMAGES = (100, 1_000, 10_000, 100_000)
@@ -18,6 +26,16 @@ DEVICES = ("CPU", "GPU")
 NAMES = {"at_most": "image size, at most", "epochs": "epochs, at most"}
 OF = {"run": "all", "backbone": "backbone stage", "detector": "detector stage", "finetune": "`finetune`"}
 
+
+STAGES = ("backbone", "finetune")
+# Name, backbone, side of a view, usual batches of both stages, mixed precision, preset.
+MACHINES: tuple[tuple[str, str, int, tuple[int, int], bool, PresetName | None], ...] = (
+    ("CPU", "resnet50", 224, (64, 8), False, None),
+    ("GPU", "resnet50", 224, (256, 8), True, None),
+    ("`laptop`", "resnet18", 128, (64, 8), False, "laptop"),
+    ("`one-gpu`", "resnet50", 224, (256, 8), True, "one-gpu"),
+)
+LAPTOP_RATE = 58.8  # images a second, docs/benchmarks.md: ResNet-18, 128 px, batch 64, two cores
 
 PAGE = Path(__file__).parent / "how-to-settings.md"
 
@@ -66,6 +84,34 @@ def choice_table() -> str:
     return _table(header, rows)
 
 
+def cost_table() -> str:
+    """Memory of each stage and time of the one whose speed was measured, in Markdown."""
+    rows = []
+    for label, backbone, side, batch, mixed, small in MACHINES:
+        images = [int(_length(part, small, 10_000, batch[number])[0].value) for number, part in enumerate(STAGES)]
+        encoder = MoCo(build_backbone(backbone), queue_length=256).encoder
+        each = memory.kept_bytes(encoder, side, mixed) or 0.0
+        cells = [label, backbone, f"{_gigabytes(encoder, each * images[0])} ({images[0]} × {side} px)"]
+        long_side = 400 if small == "laptop" else 640
+        net = DETECTORS["fcos"](1, build_backbone(backbone), image_size=long_side)
+        each = memory.kept_of_two(Supervised(net), trial_samples, long_side**2, mixed) or 0.0
+        cells.append(f"{_gigabytes(net, each * images[1])} ({images[1]} × {long_side} px)")
+        rows.append(cells)
+    table = _table(["on", "backbone", "backbone stage, GB", "`finetune` with FCOS, GB"], rows)
+    times = []
+    for count in IMAGES:
+        batch_size, steps = _length("backbone", "laptop", count, defaults.BATCHES["backbone"][0])
+        seen = batch_size.value * steps.value
+        times.append([f"{count:,}", f"{seen:,.0f}", f"{duration(seen / LAPTOP_RATE)}"])
+    words = f"Backbone stage of `laptop`, at {LAPTOP_RATE} images a second (bfloat16, as measured):"
+    return f"{table}\n\n{words}\n\n" + _table(["images", "images passed", "time"], times)
+
+
+def _gigabytes(network: nn.Module, kept: float) -> str:
+    """Weights, gradient, momentum and what a pass keeps."""
+    return f"{(12 * sum(value.numel() for value in network.parameters()) + kept) / 1e9:.1f}"
+
+
 def _length(part: str, preset: PresetName | None, images: int, usual: int) -> tuple[Default, Default]:
     steps = {
         "backbone": defaults.contrastive_steps,
@@ -92,7 +138,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def page(text: str) -> str:
     """The page with its tables written anew."""
-    for name, table in (("presets", preset_table()), ("choices", choice_table())):
+    for name, table in (("presets", preset_table()), ("choices", choice_table()), ("costs", cost_table())):
         place = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         text = place.sub(lambda found, table=table: found[1] + table + found[2], text)
     return text

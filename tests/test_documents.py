@@ -32,6 +32,7 @@ DOCUMENTS = (
     "docs/how-to-segment.md",
     "docs/how-to-recipes.md",
     "docs/how-to-pedestrians.md",
+    "docs/how-to-settings.md",
 )
 # Those whose Python is run as well, before their commands.
 WITH_PYTHON = ("docs/how-to-weights.md", "docs/how-to-slow-data.md")
