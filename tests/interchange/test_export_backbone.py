@@ -6,6 +6,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
+from selfdet.data.images import PIXELS
 from selfdet.errors import UserError
 from selfdet.interchange.export_backbone import fresh_modules, open_backbone, write_backbone
 from selfdet.interchange.starts import resolve_start, save_backbone
@@ -40,7 +41,8 @@ def test_the_exported_file_is_a_start_again(tmp_path):
     backbone = build_backbone("resnet18")
     write_backbone(tmp_path, backbone, {"method": "densecl"})
     start = resolve_start(str(tmp_path / "backbone.safetensors"))
-    assert start.note == {"kind": "backbone", "backbone": "resnet18", "library": "torchvision", "method": "densecl"}
+    own = {"kind": "backbone", "backbone": "resnet18", "library": "torchvision", "pixels": PIXELS}
+    assert start.note == {**own, "method": "densecl"}
     again = open_backbone(start).net.state_dict()
     assert all(torch.equal(value, again[key]) for key, value in backbone.net.state_dict().items())
 

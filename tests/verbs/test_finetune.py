@@ -205,7 +205,9 @@ def test_a_loss_that_is_not_finite_ends_with_exit_code_2_and_a_sound_checkpoint(
 
     def forward(self: Supervised, batch: Any) -> dict[str, torch.Tensor]:
         losses = ordinary(self, batch)
-        seen.append(batch[0].path)
+        if not (path := batch[0].path):  # of the trial that says how much memory it will take
+            return losses
+        seen.append(path)
         return {**losses, "loss": losses["loss"] * float("nan")} if len(seen) == 4 else losses
 
     monkeypatch.setattr(Supervised, "forward", forward)
