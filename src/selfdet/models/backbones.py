@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from selfdet.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from selfdet.errors import UserError
+from selfdet.models.depthwise import spare_depthwise
 
 LEVELS = 4  # coarsest maps kept: strides 4, 8, 16, 32 of a usual network
 
@@ -173,7 +174,7 @@ def timm_backbone(name: str, pretrained: bool, output_stride: int | None = None)
     return Backbone(
         name,
         "timm",
-        getter.model,
+        spare_depthwise(getter.model),
         partial(_timm_maps, indices=indices),
         getter.feature_info.channels()[-LEVELS:],
         getter.feature_info.reduction()[-LEVELS:],
