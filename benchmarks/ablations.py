@@ -28,7 +28,7 @@ PRETRAIN = (
 )
 FINETUNE = (
     f"--detector fcos --backbone {person.BACKBONE} --fraction 0.1 --steps 320 --batch-size 8 --image-size 224 "
-    "--fpn-channels 96 --head-convs 2 --batch-norm frozen --precision fp32 --lr 0.015 --threads 1 --workers 1"
+    "--fpn-channels 96 --head-convs 2 --batch-norm frozen --precision bf16 --lr 0.015 --threads 1 --workers 1"
 )
 BASE = "lambda-0.5"  # DenseCL as it was published: part of every study
 WEIGHTS = {f"lambda-{weight:g}": weight for weight in (0, 0.3, 0.5, 0.7, 1)}

@@ -25,7 +25,7 @@ DENSECL = "--image-size 160 --backbone-stage.batch-size 64 --backbone-stage.epoc
 ALIGNDET = (
     "--detector-stage.image-size 256 --detector-stage.batch-size 8 --detector-stage.epochs 8 --detector-stage.lr 0.02"
 )
-SHARED = "--fractions 0.01,0.1 --seeds 5 --threads 1 --workers 1 --precision fp32 --keep-box-outputs --image-size 224"
+SHARED = "--fractions 0.01,0.1 --seeds 5 --threads 1 --workers 1 --precision bf16 --keep-box-outputs --image-size 224"
 # Steps so that a cell stays under 4 minutes; of the usual learning rate person.py found 1 and 1.5 times good.
 OWN = {
     "fcos": "--steps 320 --batch-size 8 --lr-grid 1,2 --curve-points 4 --outside-images 100",
