@@ -26,7 +26,7 @@ from selfdet.verbs.compare_work import Worker
 from selfdet.verbs.finetune import BATCH
 from selfdet.verbs.finetune_detection import Detection
 from selfdet.verbs.finetune_segmentation import Segmentation
-from selfdet.verbs.finetune_task import Task
+from selfdet.verbs.finetune_task import Shape, Task
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 1.0)
 
@@ -130,9 +130,19 @@ def compare(
         raise UserError("--miss-rate is of boxes, and segmentation gives none", "Leave it out")
     deadline = time.monotonic() + 60 * max_time if max_time else None
     stored = settings_of(out, resume)
-    widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
+    shape = Shape(
+        detector=detector,
+        backbone=backbone,
+        neck=neck,
+        fpn_channels=fpn_channels,
+        head_convs=head_convs,
+        box_head=box_head,
+        scale_jitter=scale_jitter,
+        crop_size=crop_size,
+        keep_box_outputs=keep_box_outputs,
+    )
     kind: type[Task[Any, Any, Any, Any]] = Segmentation if task == "segmentation" else Detection
-    job = kind(detector, backbone, widths, scale_jitter, crop_size, keep_box_outputs)
+    job = kind(shape)
     labels, val, left_out = _labels(job, data, val_data, images)
     check_apart(labels, val)
     _check_counts(seeds, curve_points, outside_images)
@@ -147,7 +157,7 @@ def compare(
         starts,
         FCN if task == "segmentation" else detector,
         backbone,
-        widths,
+        shape.widths,
         image_size=int(job.usual_size(labels).value) if image_size is None else image_size,
         batch_norm=batch_norm,
         images=int(defaults.batch_size(smallest, batch_size, BATCH, accumulate).value) // accumulate,

@@ -33,7 +33,7 @@ from selfdet.verbs.finetune_choices import (
 )
 from selfdet.verbs.finetune_detection import Detection
 from selfdet.verbs.finetune_segmentation import Segmentation
-from selfdet.verbs.finetune_task import Task
+from selfdet.verbs.finetune_task import Shape, Task
 from selfdet.verbs.report import report_at_the_end
 
 BATCH = defaults.BATCHES["finetune"][0]  # on a GPU too
@@ -157,9 +157,19 @@ def finetune(
     """
     check_out_is_new(out, resume)
     check_loggers(loggers)
-    widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
+    shape = Shape(
+        detector=detector,
+        backbone=backbone,
+        neck=neck,
+        fpn_channels=fpn_channels,
+        head_convs=head_convs,
+        box_head=box_head,
+        scale_jitter=scale_jitter,
+        crop_size=crop_size,
+        keep_box_outputs=keep_box_outputs,
+    )
     kind: type[Task[Any, Any, Any, Any]] = Segmentation if task == "segmentation" else Detection
-    job = kind(detector, backbone, widths, scale_jitter, crop_size, keep_box_outputs)
+    job = kind(shape)
     labels = job.load(data, images)
     held_out = None if val_data is None else job.hold_out(val_data, images, labels)
     subset = labelled_subset(labels, fraction, fraction_scheme, seed)

@@ -23,12 +23,12 @@ from selfdet.training.log import plural
 from selfdet.training.memory import batch_area
 from selfdet.training.optimizers import OptimizerName
 from selfdet.training.transfer import TransferReport
-from selfdet.verbs.finetune_task import Task
+from selfdet.verbs.finetune_task import Shape, Task
 from selfdet.verbs.held_out import HeldOut, left_out, without_masks
 
 
 class Detection(Task[Labels, HeldOut, Detector, LabelledDataset]):
-    """Boxes, and masks of objects: `detector` on `backbone`, each the start's own if None, with these `widths`.
+    """Boxes, and masks of objects: a detector on a backbone, each the start's own where none is asked for.
 
     Raises: UserError for a flag that is for segmentation only.
     """
@@ -38,20 +38,12 @@ class Detection(Task[Labels, HeldOut, Detector, LabelledDataset]):
     jitter = (0.8, 1.0)
     collate = staticmethod(collate_samples)
 
-    def __init__(
-        self,
-        detector: str | None,
-        backbone: str | None,
-        widths: Mapping[str, Any],
-        scale_jitter: tuple[float, float] | None,
-        crop_size: int | None,
-        keep_box_outputs: bool,
-    ) -> None:
-        if crop_size is not None:
+    def __init__(self, shape: Shape) -> None:
+        if shape.crop_size is not None:
             raise UserError("--crop-size is for --task segmentation, not for detection", "Leave it out")
-        self.detector, self.backbone, self.keep_box_outputs = detector, backbone, keep_box_outputs
-        self.widths = {name: value for name, value in widths.items() if value is not None}
-        self.scale_jitter = scale_jitter or self.jitter
+        self.detector, self.backbone, self.keep_box_outputs = shape.detector, shape.backbone, shape.keep_box_outputs
+        self.widths = {name: value for name, value in shape.widths.items() if value is not None}
+        self.scale_jitter = shape.scale_jitter or self.jitter
 
     def load(self, data: str, images: str | None) -> Labels:
         """COCO, Pascal VOC or YOLO."""

@@ -26,7 +26,7 @@ from selfdet.training.defaults import Default
 from selfdet.training.log import Reporter, plural
 from selfdet.training.optimizers import OptimizerName
 from selfdet.training.transfer import TransferReport
-from selfdet.verbs.finetune_task import Task
+from selfdet.verbs.finetune_task import Shape, Task
 
 LOOKED_AT = 50  # images whose headers tell how large those of a data set are
 SMALLEST_CROP = 4 * STRIDE
@@ -44,9 +44,8 @@ class HeldOutMasks:
 
 
 class Segmentation(Task[MaskLabels, HeldOutMasks, Segmenter, MaskedDataset]):
-    """A class for every pixel: an FCN on `backbone`, the start's own if None.
+    """A class for every pixel: an FCN on a backbone, the start's own where none is asked for.
 
-    `widths`: `head_convs`, and those of detectors, which are refused; `crop_size`: side (px) of what is cut out.
     Raises: UserError naming a flag that is for detection only.
     """
 
@@ -55,24 +54,16 @@ class Segmentation(Task[MaskLabels, HeldOutMasks, Segmenter, MaskedDataset]):
     jitter = (0.5, 2.0)
     collate = staticmethod(collate_masked)
 
-    def __init__(
-        self,
-        detector: str | None,
-        backbone: str | None,
-        widths: Mapping[str, Any],
-        scale_jitter: tuple[float, float] | None,
-        crop_size: int | None,
-        keep_box_outputs: bool,
-    ) -> None:
-        asked = {"detector": detector, **widths, "keep_box_outputs": keep_box_outputs or None}
+    def __init__(self, shape: Shape) -> None:
+        asked = {"detector": shape.detector, **shape.widths, "keep_box_outputs": shape.keep_box_outputs or None}
         if other := [name for name, value in asked.items() if value is not None and name != "head_convs"]:
             flag = f"--{other[0].replace('_', '-')}"
             raise UserError(f"{flag} is for detection, not for --task segmentation", "Leave it out")
-        if crop_size is not None and crop_size < SMALLEST_CROP:
-            raise UserError(f"--crop-size {crop_size} is below {SMALLEST_CROP} px", "Use 128 or more")
-        self.backbone, self.crop_size = backbone, crop_size
-        self.head_convs = {} if widths["head_convs"] is None else {"head_convs": widths["head_convs"]}
-        self.scale_jitter = scale_jitter or self.jitter
+        if shape.crop_size is not None and shape.crop_size < SMALLEST_CROP:
+            raise UserError(f"--crop-size {shape.crop_size} is below {SMALLEST_CROP} px", "Use 128 or more")
+        self.backbone, self.crop_size = shape.backbone, shape.crop_size
+        self.head_convs = {} if shape.head_convs is None else {"head_convs": shape.head_convs}
+        self.scale_jitter = shape.scale_jitter or self.jitter
         self.counts: dict[str, int] = {}
 
     def crop(self, pixels: int) -> int:

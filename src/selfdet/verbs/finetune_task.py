@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -23,12 +24,32 @@ Net = TypeVar("Net", bound=Network)
 Data = TypeVar("Data", bound=TrainingDataset[Any])
 
 
+@dataclass(frozen=True)
+class Shape:
+    """The flags that shape a network and its views, None where not given; `scale_jitter`: shares of the image size."""
+
+    detector: str | None
+    backbone: str | None
+    neck: str | None
+    fpn_channels: int | None
+    head_convs: int | None
+    box_head: str | None
+    scale_jitter: tuple[float, float] | None
+    crop_size: int | None
+    keep_box_outputs: bool
+
+    @property
+    def widths(self) -> dict[str, Any]:
+        """Those that the network is built with, beside its kind and its backbone."""
+        return {name: getattr(self, name) for name in ("neck", "fpn_channels", "head_convs", "box_head")}
+
+
 class Task(ABC, Generic[Labelled, Held, Net, Data]):
     """Labels, network and objective of a fine-tuning; made by the verb from what it was asked.
 
     `product`: what the run leaves, and the prefix of its weights in the method. `schedule`: of the learning rate.
     `jitter`: the usual scales of training images, as shares of the image size. `collate`: makes a batch of a list of
-    the dataset's items. It is made from the flags that shape a network and its views, None where not given.
+    the dataset's items.
 
     Raises: UserError for a flag that is another task's.
     """
@@ -39,15 +60,7 @@ class Task(ABC, Generic[Labelled, Held, Net, Data]):
     collate: Callable[[Any], Any]
     scale_jitter: tuple[float, float]
 
-    def __init__(
-        self,
-        detector: str | None,
-        backbone: str | None,
-        widths: Mapping[str, Any],
-        scale_jitter: tuple[float, float] | None,
-        crop_size: int | None,
-        keep_box_outputs: bool,
-    ) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
 
     @abstractmethod
