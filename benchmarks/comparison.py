@@ -5,7 +5,8 @@
 Goes on from benchmarks/person.py (same folder, its photographs, boxes, weights and pre-trained detectors). DenseCL goes
 on from ImageNet's weights, and AlignDet from DenseCL's. Every cell takes under 4 minutes of one core; a second process
 of the same command takes the cells that the first is not at. What is finished is a line of
-docs/results/comparison.jsonl, the answers of `compare` are in RUNS/compare-DETECTOR.
+docs/results/comparison.jsonl, the answers of `compare` are in RUNS/compare-DETECTOR. --table prints the tables of
+docs/results.md from these lines, and draws docs/pictures/compare-DETECTOR.png and compare-DETECTOR-steps.png.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import person
-from cells import Cells, minutes, until_finished
+from cells import Cells, minutes, spread, until_finished
+from selfdet.drawing.comparison_figures import plot_gains, plot_steps
+from selfdet.evaluation.comparison import Comparison, amounts, cells_of, difference, scores, table
+from selfdet.evaluation.differences import verdict
 
 CELLS = Cells("comparison")
 # 12 epochs from weights that know much: a quarter of the rate for a start from nothing.
@@ -32,6 +36,15 @@ OWN = {
     "faster_rcnn": "--steps 240 --batch-size 4 --lr-grid 1,2 --curve-points 4 --outside-images 60",
 }
 COMMON = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
+# What is asked: is the second better than the first?
+ASKED = (
+    ("scratch", "ImageNet"),
+    ("ImageNet", "ImageNet + AlignDet"),
+    ("ImageNet", "DenseCL"),
+    ("DenseCL", "DenseCL + AlignDet"),
+    ("ImageNet", "DenseCL + AlignDet"),
+)
 
 
 def densecl(bench: person.Bench) -> Path:
@@ -51,10 +64,10 @@ def densecl(bench: person.Bench) -> Path:
 
 
 def starts(bench: person.Bench, detector: str) -> dict[str, str]:
-    """What each start is called here, and what `--init` is told."""
+    """What each start is called here, and what `--init` is told; first the one that users have already."""
     own = {
-        "scratch": "scratch",
         "ImageNet": str(bench.weights),
+        "scratch": "scratch",
         "ImageNet + AlignDet": str(bench.runs / f"pretrain-{detector}"),
     }
     if detector != "fcos":
@@ -94,6 +107,44 @@ def keep(detector: str, out: Path, named: dict[str, str], words: str) -> None:
         CELLS.finish({**about, **figures, **scores, "comparison": f"selfdet {words}", "command": cell["command"]})
 
 
+def finished(detector: str) -> Comparison:
+    """The cells of a detector so far."""
+    cells = [{**cell, "start": cell["init"]} for cell in CELLS.found(detector=detector)]
+    used = {cell["start"] for cell in cells}
+    names = [name for name in ("ImageNet", "scratch", *(other for _, other in ASKED[1:])) if name in used]
+    planned = len(names) * 2 * 5
+    return Comparison({name: name for name in names}, cells, planned, {}, {})
+
+
+def tables(detector: str) -> str:
+    """The cells of a detector as the Markdown tables of docs/results.md."""
+    found = finished(detector)
+    lines = ["| labels | start | seeds | AP | AP50 | AP of each seed | learning rate |", "|---|" + "---|" * 6]
+    for row in table(found):
+        each = scores(found, row.start, row.amount)
+        ap50 = scores(found, row.start, row.amount, "AP50")
+        cells = cells_of(found, row.start, row.amount).values()
+        rate = ", ".join(sorted({f"{cell['lr']:g}" for cell in cells}))
+        aps = f"{spread([100 * one for one in each.values()])} | {spread([100 * one for one in ap50.values()])}"
+        seeds = ", ".join(f"{100 * one:.2f}" for one in each.values())
+        lines.append(f"| {row.amount.images} | {row.start} | {row.n} | {aps} | {seeds} | {rate} |")
+    lines += ["", "| question | labels | answer |", "|---|---|---|"]
+    for base, other in ASKED:
+        for amount in amounts(found):
+            gain = difference(found, other, amount, base=base)
+            if gain is not None:
+                lines.append(f"| {other} rather than {base} | {amount.images} | {verdict(gain, amount.words)} |")
+    return "\n".join(lines)
+
+
+def draw(detector: str) -> None:
+    """Bars of all starts, and their curves with the most labels."""
+    found = finished(detector)
+    PICTURES.mkdir(exist_ok=True)
+    plot_gains(found, found.starts, PICTURES / f"compare-{detector}.png")
+    plot_steps(found, found.starts, amounts(found)[-1], PICTURES / f"compare-{detector}-steps.png")
+
+
 def main() -> None:
     """Run what is not finished, in order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,7 +152,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/person"))
     parser.add_argument("--only", choices=list(OWN), help="cells of one detector")
     parser.add_argument("--pretrain", action="store_true", help="the pre-training only")
+    parser.add_argument("--table", action="store_true", help="print the tables of the finished cells, and draw them")
     options = parser.parse_args()
+    if options.table:
+        for detector in OWN:
+            if CELLS.found(detector=detector, kind="finetune"):
+                print(f"\n{detector}\n\n{tables(detector)}")
+                draw(detector)
+        return
     bench = person.Bench(options.data, options.runs)
     bench.prepare()
     bench.proposals()
