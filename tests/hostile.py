@@ -141,6 +141,13 @@ case(COCO, "an infinite box", "counted", '"not_finite": 1')(checked(boxes(bbox=[
 case(COCO, "a box of 400-digit numbers", "counted", '"not_finite": 1')(checked(boxes(bbox=[0, 0, 10**400, 3])))
 
 
+@case(COCO, "a file of 1 TiB, nearly all of it holes", "refused", "GiB of memory")
+def enormous(folder: Path, scenes: Path) -> Sequence[object]:
+    (folder / "labels.json").write_bytes(b"{")
+    os.truncate(folder / "labels.json", 2**40)
+    return ["check", "--data", folder / "labels.json", "--images", scenes / "images", "--workers", "1"]
+
+
 @case(COCO, "HTML as the name of a class", "counted", "<script>")
 def html_class(folder: Path, scenes: Path) -> Sequence[object]:
     coco(folder, scenes, lambda content: content["categories"][0].update(name="<script>alert(1)</script>"))

@@ -55,7 +55,7 @@ def test_little_of_anything_is_a_warning_and_no_fault(
     no_worker: None, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage(64 * 2**20, 0, doctor_checks.GIB))
-    monkeypatch.setattr(doctor_checks, "_free_memory", lambda: 2**30)
+    monkeypatch.setattr(doctor_checks, "free_memory", lambda: 2**30)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
     assert cli.main(["doctor", "--quick"]) == 0
     told = capfd.readouterr().err

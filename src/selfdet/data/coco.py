@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfdet.data.memory import read_labels
 from selfdet.data.untrusted import expanded, is_integer, is_name, parse_json
 from selfdet.errors import UserError, shown
 
@@ -16,7 +17,7 @@ from selfdet.errors import UserError, shown
 def read_coco(file: str | Path, keys: Sequence[str] = ("images",)) -> dict[str, Any]:
     """Parse a COCO JSON file and make sure that each of `keys` is a list of objects.
 
-    Raises: UserError when the file is missing, is not JSON, or is not COCO.
+    Raises: UserError when the file is missing, is not JSON, is not COCO, or is too large for the memory that is free.
     """
     path = expanded(file)
     if not path.is_file():
@@ -25,7 +26,7 @@ def read_coco(file: str | Path, keys: Sequence[str] = ("images",)) -> dict[str, 
             "Give a COCO JSON, or a Pascal VOC folder or list",
         )
     try:
-        coco = parse_json(path.read_bytes())
+        coco = parse_json(read_labels(path))
     except OSError as error:
         raise UserError(f"label file {path} cannot be read: {error.strerror}", "Check its permissions") from None
     except ValueError as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 from selfdet.data.coco import file_names, read_coco, require_unique_ids
 from selfdet.data.listing import ListedImage
+from selfdet.data.memory import read_labels
 from selfdet.data.untrusted import expanded, is_integer, parse_json, to_float
 from selfdet.errors import UserError
 from selfdet.proposing.finding import GivenBoxes
@@ -65,7 +66,7 @@ _FORMS = "Give COCO JSON, or a list of COCO results: image_id, bbox [x, y, width
 
 def _results(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = parse_json(path.read_bytes())
+        rows = parse_json(read_labels(path))
     except ValueError as error:
         raise UserError(f"--boxes {path} is not JSON: {error}", _FORMS) from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from selfdet.data.memory import GIB, free_memory
 from selfdet.data.workers import script_hidden, start_method, start_worker
 from selfdet.errors import one_line
 from selfdet.training.runtime import cpu_has_bf16
 
-GIB = 2**30
 LITTLE_MEMORY, LITTLE_DISK, NO_DISK, LITTLE_SHARED = 4 * GIB, 5 * GIB, GIB // 10, GIB // 4
 FEW_HANDLES = 1024
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -159,27 +159,13 @@ def threads_check() -> Check:
 
 def memory_check() -> Check | None:
     """Main memory that is free, within the limit of a container."""
-    free = _free_memory()
+    free = free_memory()
     if free is None:
         return None
     words = f"{free / GIB:.1f} GiB free"
     if free < LITTLE_MEMORY:
         return Check("memory", "warning", words, "use a smaller --batch-size and fewer --workers")
     return Check("memory", "ok", words)
-
-
-def _free_memory() -> int | None:
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return free
-    return free
 
 
 def disk_check(folder: Path) -> Check:

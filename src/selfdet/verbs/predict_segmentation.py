@@ -14,6 +14,7 @@ from selfdet.data.class_maps import MaskedImage, write_class_map
 from selfdet.data.images import UnreadableImage, read_image
 from selfdet.data.listing import ListedImage
 from selfdet.drawing.class_maps import draw_classes
+from selfdet.errors import one_line
 from selfdet.evaluation.segmenting import segment
 from selfdet.interchange.segmenters import load_segmenter
 from selfdet.interchange.starts import Start
@@ -65,6 +66,6 @@ def predict_segmentation(
 def say_unreadable(reporter: Reporter, unreadable: Sequence[str]) -> None:
     """Name the first images that were left out, and how many there are."""
     for path in unreadable[:5]:
-        reporter.line(f"unreadable, left out: {path}")
+        reporter.line(one_line(f"unreadable, left out: {path}"))
     if len(unreadable) > 5:
         reporter.line(f"unreadable, left out: {len(unreadable)} images in all")
