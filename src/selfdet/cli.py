@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import Any
 
 from selfdet.cli_json import stdout_to_stderr, to_json
+from selfdet.data.disk import full_disk
 from selfdet.errors import UserError
 from selfdet.training.stop import Interrupted
 
@@ -29,6 +30,7 @@ Verb = Callable[..., Any]
 VERBS: dict[str, str] = {
     "demo": "Everything below on generated scenes, in minutes on a laptop.",
     "check": "Look at images and labels: what is wrong, what is odd; labels in another format.",
+    "shard": "Write images into tar shards, for many of them on slow or remote disks.",
     "proposals": "Find boxes that may hold objects, without labels.",
     "pretrain": "Pre-train from unlabelled images.",
     "finetune": "Train a detector on labelled images, from scratch or from a pre-trained start.",
@@ -118,6 +120,9 @@ def _guarded(
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         return code, _error_json(f"stopped with exit code {code}")
     except Exception as error:
+        if (full := full_disk(error)) is not None:  # of a file that says nothing of it itself
+            print(f"selfdet: error: {full}", file=sys.stderr)
+            return 2, _error_json(full.message, full.hint)
         traceback.print_exc()
         print(f"selfdet: {OUR_FAULT}", file=sys.stderr)
         return 1, _error_json(f"{type(error).__name__}: {error}", OUR_FAULT)

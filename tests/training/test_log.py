@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from selfdet.errors import UserError
 from selfdet.training import log
 from selfdet.training.log import Reporter, duration, plural
 
@@ -100,3 +101,9 @@ def test_a_count_is_a_line_now_and_then_elsewhere(monkeypatch: pytest.MonkeyPatc
         "22/100 images  2.0/s  39 s left",
         "42/100 images  2.0/s  29 s left",
     ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_a_log_that_cannot_be_written_is_told() -> None:
+    with pytest.raises(UserError, match="/dev/full cannot be written: No space left on device"):
+        Reporter(Path("/dev/full")).line("words")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ import torch
 from tests.training.toys import Line, Numbers, Rows, stage, train
 from torch import Tensor
 
+from selfdet.data.loader import training_batches
+from selfdet.data.workers import DeadWorker
 from selfdet.errors import UserError
 from selfdet.training.checkpoint import load_checkpoint
 from selfdet.training.loop import Progress
@@ -166,6 +172,61 @@ def test_too_many_unreadable_images_stop_the_run_and_are_named(tmp_path: Path) -
     with pytest.raises(UserError, match=r"3 of 40 images cannot be read, more than 5%: .*\.jpg"):
         train(stage(tmp_path / "run", save_every=1), Line(), Numbers(40, bad={3, 17, 20}))
     assert "cannot be read" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_dead_worker_ends_the_run_saved_and_it_goes_on_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Line(dropout=0.5)
+    train(stage(tmp_path / "whole"), whole)
+
+    def dying(*given: Any, **options: Any) -> Iterator[Any]:
+        yield from itertools.islice(training_batches(*given, **options), 6)
+        raise DeadWorker
+
+    with monkeypatch.context() as patch:
+        patch.setattr("selfdet.training.stage.training_batches", dying)
+        with pytest.raises(UserError, match="a data worker process ended unexpectedly") as told:
+            train(stage(tmp_path / "run"), Line(dropout=0.5))
+    assert told.value.hint.startswith("Use fewer --workers")
+    assert told.value.hint.endswith("Step 6 is saved: the same command with --resume continues it")
+    assert str(told.value) in (tmp_path / "run" / "log.txt").read_text()
+    resumed = Line(dropout=0.5)
+    train(stage(tmp_path / "run", resume=True), resumed)
+    assert resumed.linear.weight.equal(whole.linear.weight)
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "row"])
+def test_a_full_disk_stops_with_the_last_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    whole = Line(dropout=0.5)
+    train(stage(tmp_path / "whole", save_every=2), whole)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    broken: dict[str, tuple[Any, str]] = {"checkpoint": (torch, "save"), "row": (os, "fsync")}
+    ordinary = Line.after_step
+
+    def after_step(self: Line, step: int, total_steps: int | None = None) -> None:
+        ordinary(self, step, total_steps)
+        if step == 5:  # the next row is that of step 6, the next checkpoint as well
+            patch.setattr(*broken[what], full)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Line, "after_step", after_step)
+        with pytest.raises(UserError, match=r"cannot be written: No space left on device; .* MB are free there"):
+            train(stage(tmp_path / "run", save_every=2), Line(dropout=0.5))
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not any(name.endswith(".partial") for name in files)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] == 4
+    assert load_checkpoint(tmp_path / "run" / "previous.pt")["progress"]["step"] == 2
+    resumed = Line(dropout=0.5)
+    train(stage(tmp_path / "run", resume=True, save_every=2), resumed)
+    assert resumed.linear.weight.equal(whole.linear.weight)
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
 def test_progress_forgets_what_it_has_told() -> None:

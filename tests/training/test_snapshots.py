@@ -90,7 +90,7 @@ def test_a_killed_run_keeps_the_same_weights_and_writes_none_twice(
 def test_weights_are_there_before_the_checkpoint_that_counts_their_step(
     tmp_path: Path, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(path: Path, content: Any) -> None:
+    def dies(*_: Any) -> None:
         raise Killed
 
     kept = Kept()

@@ -21,7 +21,7 @@ from selfdet.errors import UserError
 from selfdet.methods.aligndet import AlignDet
 from selfdet.methods.moco import MoCo
 from selfdet.methods.supervised import Supervised
-from selfdet.training.checkpoint import load_checkpoint
+from selfdet.training.checkpoint import load_checkpoint, save_checkpoint
 from selfdet.training.stop import Interrupted
 from tiny_runs import PRETRAIN, flags, tiny_aligndet, tiny_finetune, tiny_pretrain
 
@@ -267,6 +267,49 @@ def test_another_number_of_threads_is_refused(scenes: Path, tmp_path: Path, monk
     finally:
         torch.set_num_threads(before)
     assert refused.value.hint == "Add --threads 1"
+
+
+@pytest.mark.parametrize("kind", ["densecl", "detector"])
+def test_a_cut_checkpoint_makes_way_for_the_one_before_and_the_end_is_the_same(
+    scenes: Path,
+    tmp_path: Path,
+    whole: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Capture,
+    kind: str,
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, kill)
+        with pytest.raises(Killed):
+            RUNS[kind](scenes, out)
+    last = out / "last.pt"  # of step 6, after rows that the one before does not count
+    last.write_bytes(last.read_bytes()[:-2000])
+    line = f"{last} is damaged: going on from the checkpoint before it, previous.pt, of step 3"
+    with monkeypatch.context() as patch:  # and killed again, before another is saved
+        at_step(patch, 5, kill)
+        with pytest.raises(Killed):
+            RUNS[kind](scenes, out, resume=True)
+    assert line in capfd.readouterr().err.splitlines()
+    assert line in (out / "log.txt").read_text().splitlines()
+    assert load_checkpoint(last)["progress"]["step"] == 3
+    RUNS[kind](scenes, out, resume=True)
+    assert line not in capfd.readouterr().err.splitlines()
+    assert_same_run(out, whole(kind))
+
+
+def test_another_device_is_said_and_nothing_else_changes(
+    scenes: Path, tmp_path: Path, whole: Callable[[str], Path], capfd: Capture
+) -> None:
+    out = tmp_path / "run"
+    moco(scenes, out, max_time=1e-9)
+    state = load_checkpoint(out / "last.pt")
+    assert state["device"] == "cpu"
+    save_checkpoint(out / "last.pt", state | {"device": "cuda"})
+    moco(scenes, out, resume=True)
+    line = "so far on cuda, from here on cpu: the same batches, but sums that differ in their last bits"
+    assert line in capfd.readouterr().err.splitlines()
+    assert_same_run(out, whole("moco"))
 
 
 def test_a_damaged_checkpoint_is_an_error_of_one_line_and_stays_as_it_is(scenes: Path, tmp_path: Path) -> None:

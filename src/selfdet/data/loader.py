@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from selfdet.data.images import Quarantine, UnreadableImage
-from selfdet.data.workers import script_hidden, start_method, start_worker
+from selfdet.data.workers import DeadWorker, script_hidden, start_method, start_worker
 from selfdet.errors import UserError
 
 Item = TypeVar("Item", covariant=True)
@@ -68,7 +68,7 @@ def training_batches(
     With fewer items than a global batch an epoch is one full step: the items repeat, each time newly augmented
     (`load` is then given the number of the pass over the items, of which an epoch has several).
 
-    Raises: UserError from the dataset; when more than the quarantine's limit is unreadable; when a worker dies.
+    Raises: UserError from the dataset; when more than the quarantine's limit is unreadable; DeadWorker.
     """
     if len(dataset) == 0 or batch_size < 1 or not 0 <= rank < world:
         raise ValueError(f"cannot draw batches of {batch_size} from {len(dataset)} items on rank {rank} of {world}")
@@ -206,7 +206,4 @@ def _received(loader: DataLoader[Any], own_script: bool) -> Iterator[_Loaded]:
         # torch's words for a worker that ended without an exception of its own.
         if "DataLoader worker" not in str(error) or "Caught" in str(error):
             raise
-        raise UserError(
-            "a data worker process ended unexpectedly, most often for lack of memory or of room in /dev/shm",
-            "Use fewer --workers; 0 needs neither",
-        ) from error
+        raise DeadWorker from error

@@ -13,6 +13,18 @@ from typing import Any
 
 import torch
 
+from selfdet.errors import UserError
+
+
+class DeadWorker(UserError):
+    """A process that loads data ended in the middle of its work: killed for want of memory, most often."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a data worker process ended unexpectedly, most often for lack of memory or of room in /dev/shm",
+            "Use fewer --workers; 0 needs neither",
+        )
+
 
 def start_method() -> Any:
     """How workers are started: from a clean server process on Linux, afresh elsewhere; never by plain fork.

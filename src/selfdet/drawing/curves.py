@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from selfdet.data.disk import replacing
 
 # Okabe and Ito's colours, which readers with any colour blindness tell apart, without their yellow (too pale on white).
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -224,7 +225,6 @@ def save(figure: Figure, out: Path) -> Path:
     out = Path(out)
     drawn = io.BytesIO()
     figure.savefig(drawn, format=out.suffix.lstrip(".") or "png")
-    partial = out.with_name(out.name + ".partial")
-    partial.write_bytes(drawn.getvalue())
-    os.replace(partial, out)
+    with replacing(out) as file:
+        file.write(drawn.getvalue())
     return out

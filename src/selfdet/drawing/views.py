@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from selfdet.data.disk import writing
 from selfdet.data.images import UnreadableImage
 from selfdet.data.loader import TrainingDataset
 from selfdet.data.views import ViewDataset, ViewPair, true_matches
@@ -62,7 +63,9 @@ def sheet_of_pairs(
             titles.append(Path(path).name)
     if not pictures:
         return None
-    grid(pictures, columns=3, titles=titles, cell=max(picture.width for picture in pictures)).save(out, quality=90)
+    sheet = grid(pictures, columns=3, titles=titles, cell=max(picture.width for picture in pictures))
+    with writing(out):
+        sheet.save(out, quality=90)
     return out
 
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from selfdet.data.disk import writing
 from selfdet.errors import UserError
 from selfdet.training.checkpoint import check_tensors
 
@@ -46,6 +47,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     """Write tensors by name, atomically: a reader sees the old file or the whole new one.
 
     Each is copied, contiguous, to the CPU, so tensors that share memory are written in full under every name.
+    Raises: UserError when there is no room for the file.
     """
     path = Path(path)
     copies = {
@@ -54,8 +56,9 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # Not save_file: that one makes files only their owner can read, whatever the umask says.
-        with unfinished.open("wb") as file:
-            file.write(save(copies, dict(metadata)))
+        packed = save(copies, dict(metadata))
+        with writing(path, len(packed)), unfinished.open("wb") as file:
+            file.write(packed)
             file.flush()
             os.fsync(file.fileno())  # a file that a run goes by when it is resumed is whole
         os.replace(unfinished, path)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from selfdet.data.disk import replacing
 from selfdet.data.images import UnreadableImage, read_size
 from selfdet.data.labels import ImageRecord, load_labels
 from selfdet.data.listing import ListedImage, numbered_images
@@ -65,7 +66,7 @@ def write_proposals(
     """Write the boxes of all images, in the order of `listed`, so that a reader never sees half a file.
 
     found: the answer for each image id; those with a fault get no entry but are named in `info`. head: what the boxes
-    depend on, kept in `info`, which is returned.
+    depend on, kept in `info`, which is returned. Raises: UserError when the disk is full.
     """
     good = [image for image in listed if not found[image.image_id].fault]
     entries = [_entry(image, found[image.image_id]) for image in good]
@@ -80,19 +81,17 @@ def write_proposals(
         "counts": counts(found[image.image_id] for image in listed),
         "skipped": skipped,
     }
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w", encoding="utf-8") as out:
+    with replacing(file) as out:
         # Piece by piece: as one text the boxes of a large folder would need more memory than finding them.
-        out.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps([CATEGORY])},\n"images": [')
-        out.write(",\n".join(map(json.dumps, entries)))
-        out.write('],\n"annotations": [')
+        out.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps([CATEGORY])},\n"images": ['.encode())
+        out.write(",\n".join(map(json.dumps, entries)).encode())
+        out.write(b'],\n"annotations": [')
         number = 0
         for image in good:
             for row in _annotations(found[image.image_id]):
                 number += 1
-                out.write((",\n" if number > 1 else "") + json.dumps({"id": number, **row}))
-        out.write("]}\n")
-    os.replace(partial, file)
+                out.write(((",\n" if number > 1 else "") + json.dumps({"id": number, **row})).encode())
+        out.write(b"]}\n")
     return info
 
 

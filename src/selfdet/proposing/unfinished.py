@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
+from selfdet.data.disk import writing
 from selfdet.data.untrusted import is_integer, parse_json
 from selfdet.errors import UserError, shown
 from selfdet.proposing.filters import FALLBACKS
@@ -87,8 +88,9 @@ class Unfinished:
         self._write(values)
 
     def _write(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(line).encode() + b"\n")
-        self.file.flush()
+        with writing(self.path):
+            self.file.write(json.dumps(line).encode() + b"\n")
+            self.file.flush()
 
     def close(self, *, remove: bool) -> None:
         """Close the file; `remove` it when its answers are elsewhere."""

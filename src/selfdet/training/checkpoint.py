@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,35 +12,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfdet.data.disk import replacing
 from selfdet.errors import UserError, shown
 
 FORMAT = 1
 SHARED = 100  # times a tensor's bytes may be told under several names in one file
 
 
-def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` (tensors, numbers, strings, lists, dicts) so that a kill leaves the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is not there, is cut off, or has other bytes than were written."""
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any], previous: Path | None = None) -> None:
+    """Write `content` (tensors, numbers, strings, lists, dicts) so that a kill leaves the old file or the new one.
+
+    `previous`: the name under which the old one is kept besides.
+    Raises: UserError when there is no room for it; the old files stay as they were.
+    """
+    with replacing(path, needed=_bytes(content)) as file:
         torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+        if previous is not None and path.is_file():
+            file.flush()
+            os.fsync(file.fileno())
+            _keep(path, previous)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
-    Raises: UserError when the file is missing, damaged, holds more than plain tensors, or has another format.
+    Raises: DamagedCheckpoint when the file is missing, damaged, or holds more than plain tensors; UserError when it has
+        another format.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist", "Name a run that has saved a checkpoint")
+        raise DamagedCheckpoint(f"{path} does not exist", "Name a run that has saved a checkpoint")
     try:
+        _check_sums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file that it refuses, torch warns first
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:  # says nothing of the file
+        raise
     except Exception:  # of a file that is not one, or is cut off, torch raises anything: its own checks are few
-        raise UserError(
+        raise DamagedCheckpoint(
             f"{path} is not a checkpoint of plain tensors, or is damaged", "Restore the file or start a new run"
         ) from None
     found = content.get("format") if isinstance(content, dict) else None
@@ -48,6 +62,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint format {shown(found)}, expected {FORMAT}", "Use the version that wrote it"
         )
     return content
+
+
+def newest_whole(path: Path, previous: Path) -> tuple[dict[str, Any], str]:
+    """The checkpoint `path`, or where that is gone or damaged the `previous` one with a line that says so (else "").
+
+    Raises: UserError about `path` when neither can be read.
+    """
+    try:
+        return load_checkpoint(path), ""
+    except DamagedCheckpoint as error:
+        fault = error
+    try:
+        content = load_checkpoint(previous)
+    except UserError:
+        raise fault from None
+    what = "is damaged" if path.is_file() else "is gone"
+    step = content["progress"]["step"]
+    return content, f"{path} {what}: going on from the checkpoint before it, {previous.name}, of step {step}"
 
 
 def product_of(path: Path, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -97,3 +129,38 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     if "cuda" in state and torch.cuda.is_available():
         for device, kept in zip(range(torch.cuda.device_count()), state["cuda"]):
             torch.cuda.set_rng_state(kept, device)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file a second name, at no moment taking away the first: where links are known, else the first name."""
+    spare = previous.with_name(previous.name + ".partial")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:
+        os.replace(path, previous)
+        return
+    os.replace(spare, previous)
+    spare.unlink(missing_ok=True)  # which of two names of one file does nothing: a kill has come between before
+
+
+def _check_sums(path: Path) -> None:
+    """Hold every byte against the sums that were written with it; torch does not.
+
+    Raises: zipfile.BadZipFile, and whatever else reading a file that is none may raise.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        # Nothing in it is packed, so that nothing can unpack to more than there is.
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or sum(entry.file_size for entry in entries) > path.stat().st_size or archive.testzip() is not None:
+            raise zipfile.BadZipFile
+
+
+def _bytes(content: object) -> int:
+    """Of all tensors in nested containers."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(map(_bytes, content.values()))
+    return sum(map(_bytes, content)) if isinstance(content, (list, tuple)) else 0

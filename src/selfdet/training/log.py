@@ -12,6 +12,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from selfdet.data.disk import writing
 from selfdet.errors import printable
 
 COUNT_EVERY = 10.0  # seconds between two lines of a count
@@ -63,7 +64,7 @@ class Reporter:
         """Put a line into the log file alone: what is shown in another way."""
         if self.log_file is None or self.quiet:
             return
-        with self.log_file.open("a", encoding="utf-8") as file:
+        with writing(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
             file.write(printable(text) + "\n")
 
     @contextmanager

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from selfdet.data.workers import DeadWorker
 from selfdet.errors import UserError
 from selfdet.methods.base import Method
 from selfdet.training.checkpoint import random_state, restore_random_state, save_checkpoint
@@ -72,7 +73,8 @@ def fit(
     `batches` yields (step, epoch, micro-batches of the step). `evaluate(step)` returns figures for metrics.jsonl;
     where they hold one of `JUDGES`, the best is kept in best.pt. `extra_state()` joins each checkpoint. `keep(step)` is
     called at the start and after each step, before a checkpoint counts it: every continuation has what it writes.
-    Raises: UserError when a loss or gradient is not finite; Interrupted after saving when a signal says stop.
+    Raises: UserError when a loss or gradient is not finite, when the disk is full, or when a process that loads data
+    has died, after saving where it trains alone; Interrupted after saving when a signal says stop.
     """
     wrapped, optimizer = fabric.setup(method, optimizer)
     progress = Progress()
@@ -87,8 +89,8 @@ def fit(
     def save(path: Path) -> None:
         if fabric.is_global_zero:
             state = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "random": random_state()}
-            about = {"progress": vars(progress), "threads": torch.get_num_threads(), **extra_state()}
-            save_checkpoint(path, {**state, **about})
+            about = {"progress": vars(progress), "threads": torch.get_num_threads(), "device": fabric.device.type}
+            save_checkpoint(path, {**state, **about, **extra_state()}, run.previous if path == run.last else None)
 
     def assess() -> None:
         if evaluate is None:
@@ -109,8 +111,15 @@ def fit(
             if evaluate_every:
                 assess()
         while progress.step < recipe.steps:
-            with clock.waiting():
-                _, epoch, parts = next(stream)
+            try:
+                with clock.waiting():
+                    _, epoch, parts = next(stream)
+            except DeadWorker as error:
+                if fabric.world_size > 1:  # the others are in the middle of the step
+                    raise
+                save(run.last)
+                hint = f"{error.hint}. Step {progress.step} is saved: the same command with --resume continues it"
+                raise UserError(error.message, hint) from None
             rate = schedule(progress.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -141,6 +150,8 @@ def fit(
                 raise Interrupted(f"stopped by {signal.Signals(asked).name}", step, asked)
             if asked:
                 break
+    if progress.step == recipe.steps and run.writes:
+        run.previous.unlink(missing_ok=True)  # a finished run keeps one
     if progress.step == recipe.steps and expected:
         reporter.line(f"took {duration(clock.total())}; {duration(expected)} was expected")
     return progress.step

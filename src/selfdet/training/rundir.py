@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from selfdet.data.disk import replacing, writing
 from selfdet.data.untrusted import parse_json, parse_yaml
 from selfdet.errors import UserError
 
@@ -23,11 +24,10 @@ UNNAMED = {"optimizer": "sgd"}
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader never sees half of it.
 
-    Raises: OSError when the folder can't be written.
+    Raises: UserError when the disk is full; OSError when the folder can't be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def check_out_is_new(out: str | Path, resume: bool | None = None) -> None:
@@ -60,6 +60,7 @@ class RunDir:
         self.timing_file = self.path / "timing.jsonl"
         self.log_file = top / "log.txt"
         self.last = self.path / "last.pt"
+        self.previous = self.path / "previous.pt"  # the one before it
         self.best = self.path / "best.pt"
         self.backbone = top / "backbone.safetensors"
         self.detector = top / "detector.safetensors"
@@ -146,7 +147,7 @@ class RunDir:
         if not self.writes:
             return
         plain = _plain(dict(row))
-        with path.open("a", encoding="utf-8") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain, allow_nan=False) + "\n")
             file.flush()
             # As durable as the checkpoint that counts on it: a machine may go down as well as a process.

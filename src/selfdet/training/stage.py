@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,7 +16,7 @@ from selfdet.data.loader import TrainingDataset, training_batches
 from selfdet.errors import UserError
 from selfdet.methods.base import Method
 from selfdet.training import memory
-from selfdet.training.checkpoint import load_checkpoint
+from selfdet.training.checkpoint import newest_whole
 from selfdet.training.defaults import Default, Policy
 from selfdet.training.log import Reporter, plural
 from selfdet.training.loggers import LoggerName, followed
@@ -128,7 +128,8 @@ class Stage:
             with followed(self.run, self.loggers):
                 step = self._fit(method, groups, dataset, collate, weights, evaluate, snapshots, quarantine)
         except (UserError, Interrupted) as error:
-            self.reporter.record(str(error))  # the command line shows it
+            with suppress(UserError):  # the disk may be full
+                self.reporter.record(str(error))  # the command line shows it
             raise
         if (most := memory.peak(self.runtime.fabric.device)) is not None:
             self.reporter.line(f"peak memory was {most / 1e9:.1f} GB")
@@ -208,7 +209,8 @@ def open_stage(
 
     `whole`: the folder of the run that `out` is one stage of; None where it is all of it. `loggers` get its figures.
 
-    A finished run is left as it is, to the byte. That of an interrupted one has its metrics cut back to the checkpoint.
+    A finished run is left as it is, to the byte. That of an interrupted one has its metrics cut back to the checkpoint:
+    the last one, or where that is damaged the one before, which is said.
     Raises: UserError when the folder is not empty or not this run's, or when the checkpoint can't be read or was made
     with another number of threads.
     """
@@ -224,7 +226,7 @@ def open_stage(
         reporter = Reporter(quiet=not runtime.first)
         reporter.line(f"{run.path} is finished ({recipe.steps} steps): nothing to do")
         return Stage(run, recipe, runtime, reporter, product, finished=True)
-    state = load_checkpoint(run.last) if run.last.is_file() else None
+    state, fault = newest_whole(run.last, run.previous) if run.last.is_file() or run.previous.is_file() else (None, "")
     if state is not None and runtime.fabric.device.type == "cpu" and state["threads"] != runtime.threads:
         raise UserError(
             f"{run.last} was made with --threads {state['threads']}, this process has {runtime.threads}: "
@@ -232,6 +234,19 @@ def open_stage(
             f"Add --threads {state['threads']}",
         )
     runtime.fabric.barrier()  # nobody writes before all have read
+    if fault and runtime.first:
+        os.replace(run.previous, run.last)  # else the next checkpoint would keep the damaged one in its place
     run.truncate_to(-1 if state is None else state["progress"]["step"])
     reporter = Reporter(run.log_file, quiet=not runtime.first)
+    for line in (fault, _elsewhere(state, runtime)):
+        if line:
+            reporter.line(line)
     return Stage(run, recipe, runtime, reporter, product, state=state, loggers=loggers or ())
+
+
+def _elsewhere(state: Mapping[str, Any] | None, runtime: Runtime) -> str:
+    """A line about a run that goes on on another kind of device than it was saved on."""
+    before, now = None if state is None else state.get("device"), runtime.fabric.device.type
+    if before in (None, now):
+        return ""
+    return f"so far on {before}, from here on {now}: the same batches, but sums that differ in their last bits"

@@ -178,7 +178,7 @@ def finish(bench: Bench, cell: Cell, result: Mapping[str, Any]) -> None:
     folder = bench.folder(cell)
     write_shared(folder / RESULT, json.dumps(result, allow_nan=False))
     run = RunDir(folder)
-    for file in (run.last, run.best):
+    for file in (run.last, run.previous, run.best):
         file.unlink(missing_ok=True)
     if cell.kind == "rate" or not bench.keep_weights:
         for file in (run.detector, run.segmenter):
