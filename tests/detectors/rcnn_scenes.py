@@ -12,6 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from selfdet.data.sample import Sample
+from selfdet.detectors.cascade_rcnn import CascadeRCNNDetector, cascade_rcnn
 from selfdet.detectors.faster_rcnn import FasterRCNNDetector, faster_rcnn
 from selfdet.detectors.mask_rcnn import MaskRCNNDetector, mask_rcnn
 from selfdet.detectors.two_stage import TwoStage
@@ -48,6 +49,17 @@ def small_mask(num_classes: int = 3, seed: int = 0, **options) -> MaskRCNNDetect
     torch.manual_seed(seed)
     options = {"fpn_channels": 64, "image_size": 128, **options}
     return spread(mask_rcnn(num_classes, build_backbone("resnet18"), **options))
+
+
+def small_cascade(num_classes: int = 3, seed: int = 0, **options) -> CascadeRCNNDetector:
+    """Cascade R-CNN over a random ResNet-18 with a narrow pyramid."""
+    torch.manual_seed(seed)
+    options = {"fpn_channels": 64, "image_size": 128, **options}
+    detector = spread(cascade_rcnn(num_classes, build_backbone("resnet18"), **options))
+    with torch.no_grad():
+        for heads in detector.net.refine:
+            heads.box_predictor.cls_score.weight.normal_(std=0.3)
+    return detector
 
 
 TWO_STAGE = {"faster_rcnn": small_faster, "mask_rcnn": small_mask}

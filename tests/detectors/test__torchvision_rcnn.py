@@ -142,7 +142,7 @@ def test_training_rois_are_the_boxes_and_the_targets_own_with_their_labels():
     assert names == ["self", "proposals", "targets"]
     targets = [{"boxes": torch.tensor(BOXES, dtype=torch.float32), "labels": torch.tensor([7, 900])}]
     boxes = [torch.tensor([[10.0, 12, 40, 58], [0, 0, 5, 5], [50, 20, 90, 90], [50, 20, 60, 90]])]
-    rois = training_rois(net, boxes, targets, ObjectsFirst(torch.Generator(), 100))
+    rois = training_rois(net.roi_heads, boxes, targets, ObjectsFirst(torch.Generator(), 100))
     assert rois.boxes[0].equal(torch.cat([boxes[0], targets[0]["boxes"]]))
     assert rois.labels[0].tolist() == [7, 0, 900, 0, 7, 900]
     assert [row for row, label in zip(rois.rows[0].tolist(), rois.labels[0]) if label] == [0, 1, 0, 1]
@@ -157,14 +157,14 @@ def test_rois_to_train_with_are_chosen_without_masks_also_where_there_is_a_branc
     boxes = [torch.tensor([[10.0, 12, 40, 58]])]
     with pytest.raises((KeyError, ValueError)):  # once this fails, `training_rois` need not hide the branch
         small_mask().net.roi_heads.select_training_samples(boxes, targets)
-    assert sorted(training_rois(small_mask().net, boxes, targets).labels[0].tolist()) == [1, 1, 2]
+    assert sorted(training_rois(small_mask().net.roi_heads, boxes, targets).labels[0].tolist()) == [1, 1, 2]
 
 
 def test_without_rois_the_box_head_is_on_the_graph():
     net, batch, maps = given()
-    features = box_features(net, maps, [torch.zeros(0, 4)], batch.sizes)
+    features = box_features(net.roi_heads, maps, [torch.zeros(0, 4)], batch.sizes)
     assert features.shape == (0, 1024)
-    sum(class_losses(*roi_outputs(net, features), None).values()).backward()
+    sum(class_losses(*roi_outputs(net.roi_heads, features), None).values()).backward()
     for part in (net.roi_heads.box_head, net.roi_heads.box_predictor):
         assert all(parameter.grad is not None and not parameter.grad.any() for parameter in part.parameters())
 
@@ -187,7 +187,7 @@ def test_boxes_of_the_first_class_are_decoded_in_tenths_and_fifths_of_the_region
     net = small_faster(num_classes=2).net
     regression = torch.zeros(1, 12)
     regression[0, 4:8] = torch.tensor([10.0, 0, 0, 5])
-    box = decoded_boxes(net, regression, torch.tensor([[10.0, 10, 30, 30]]))
+    box = decoded_boxes(net.roi_heads, regression, torch.tensor([[10.0, 10, 30, 30]]))
     torch.testing.assert_close(box, torch.tensor([[30, 20 - 10 * 2.7182818, 50, 20 + 10 * 2.7182818]]))
 
 
@@ -195,7 +195,7 @@ def test_the_librarys_background_is_its_class_zero_and_not_ours():
     net = small_faster(num_classes=2).net
     logits = torch.tensor([[9.0, 0, 0], [0, 9, 0], [0, 0, 8]])
     boxes = [torch.tensor([[10.0, 10, 30, 30], [40, 40, 60, 60], [70, 70, 90, 90]])]
-    found = roi_detections(net, logits, torch.zeros(3, 12), boxes, SIZES)[0]
+    found = roi_detections(net.roi_heads, logits, torch.zeros(3, 12), boxes, SIZES)[0]
     sure = found["scores"] > 0.5
     assert found["labels"][sure].tolist() == [0, 1]
     assert found["boxes"][sure].equal(boxes[0][1:])

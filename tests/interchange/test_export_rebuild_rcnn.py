@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from tests.detectors.rcnn_scenes import masked, small_c4, small_faster, small_mask
+from tests.detectors.rcnn_scenes import masked, small_c4, small_cascade, small_faster, small_mask
 from tests.detectors.scenes import sample
 from tests.interchange.rebuilding import assert_same, noise, note_of, rebuilt, seen
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -68,6 +68,15 @@ def test_the_options_of_a_pyramid_arrive(tmp_path, build, box_head):
     options = {"neck_norm": "gn", "fpn_channels": 96, "box_head": box_head, "teacher_rois": "proposals"}
     detector = seen(build(image_size=SIZE, detections=20, **options))
     assert_same(*rebuilt_pair(detector, tmp_path), noise(150, 100), SIZE)
+
+
+def test_a_cascade_is_rebuilt_from_torchvisions_parts_for_images_of_any_size(tmp_path):
+    net, detector = rebuilt_pair(seen(small_cascade(image_size=SIZE, detections=20, score_threshold=0.02)), tmp_path)
+    assert (net.roi_heads.score_thresh, net.refine[1].detections_per_img) == (0.02, 20)
+    for size in ((17, 64), (150, 100), (5, 7)):
+        assert_same(net, detector, noise(*size), SIZE)
+    with pytest.raises(RuntimeError, match="for detection"):
+        net.train()([noise(64, 64).float() / 255], [{"boxes": torch.ones(0, 4), "labels": torch.ones(0).long()}])
 
 
 @pytest.mark.parametrize(("size", "scale"), [(128, 0.5), (560, 0.75), (800, 1)])

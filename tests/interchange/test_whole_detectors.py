@@ -20,6 +20,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("retinanet", {"fpn_channels": 64, "head_convs": 1}),
     ("faster_rcnn", {"fpn_channels": 64, "box_head": "2fc"}),
     ("mask_rcnn", {"fpn_channels": 64, "box_head": "4conv1fc"}),
+    ("cascade_rcnn", {"fpn_channels": 64, "box_head": "2fc"}),
 ]
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from tests import reference
-from tests.detectors.rcnn_scenes import BOXES, TWO_STAGE
+from tests.detectors.rcnn_scenes import BOXES, TWO_STAGE, small_cascade
 from tests.detectors.scenes import EVERY_LEVEL, sample, view_batch
 from torch import Tensor, nn
 
@@ -79,6 +79,26 @@ def test_the_contrast_is_that_of_the_regions_of_the_online_view_with_the_teacher
     torch.testing.assert_close(
         loss, reference.instance_contrast(online, teacher, online_ids, teacher_ids, temperature, fallback)
     )
+
+
+def test_a_cascade_contrasts_each_stage_by_its_weight_and_every_stage_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list = []
+    original = aligndet.instance_contrast
+
+    def listen(*arguments) -> Tensor:
+        seen.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(aligndet, "instance_contrast", listen)
+    method = AlignDet(small_cascade(num_classes=1), embedding_dim=16, samples=24)
+    before = {name: value.clone() for name, value in method.detector.net.state_dict().items()}
+    losses = train(method, [view_batch(BOXES)])[0]
+    stages = [reference.instance_contrast(*arguments) for arguments in seen]
+    torch.testing.assert_close(losses["contrast"], stages[0] + 0.5 * stages[1] + 0.25 * stages[2])
+    assert all((arguments[2] == -1).any() and (arguments[2] >= 0).any() for arguments in seen)  # background repels
+    moved = {name for name, value in method.detector.net.state_dict().items() if not value.equal(before[name])}
+    assert {part_of(method.detector, name) for name in moved} == {"neck", "rpn", "head", "last"}
+    assert {f"{heads}.box_head.fc6.weight" for heads in ("roi_heads", "refine.0", "refine.1")} <= moved
 
 
 @pytest.fixture(params=list(TWO_STAGE))

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from tests.detectors.rcnn_scenes import TWO_STAGE, small_c4, small_faster, small_mask
+from tests.detectors.rcnn_scenes import TWO_STAGE, small_c4, small_cascade, small_faster, small_mask
 from tests.detectors.scenes import SMALL, small_fcos, small_retinanet
 
 from selfdet import export
@@ -72,8 +72,18 @@ def timm_fcos():
         ),
         lambda: small_c4(num_classes=2, image_size=64),
         lambda: small_mask(num_classes=2, image_size=64, detections=30),
+        lambda: small_cascade(num_classes=2, image_size=64, box_head="4conv1fc", neck_norm="gn"),
     ],
-    ids=["fcos", "timm_fcos", "retinanet", "faster_rcnn", "faster_rcnn_4conv1fc", "faster_rcnn_c4", "mask_rcnn"],
+    ids=[
+        "fcos",
+        "timm_fcos",
+        "retinanet",
+        "faster_rcnn",
+        "faster_rcnn_4conv1fc",
+        "faster_rcnn_c4",
+        "mask_rcnn",
+        "cascade_rcnn",
+    ],
 )
 def test_an_exported_detector_finds_the_same_in_plain_torchvision(tmp_path, build, capsys):
     detector = build()

@@ -276,9 +276,10 @@ def test_a_pre_trained_detector_predicts_objects(whole: Path, scenes: Path, tmp_
     assert {row["category_id"] for row in found} <= {1}
 
 
-# A mask_rcnn is a faster_rcnn with one branch more.
+# A mask_rcnn is a faster_rcnn with one branch more, a cascade_rcnn one with two stages more.
 @pytest.mark.parametrize(
-    "detector", [pytest.param(key, marks=pytest.mark.slow) if key == "faster_rcnn" else key for key in DETECTORS]
+    "detector",
+    [pytest.param(key, marks=pytest.mark.slow) if key in ("faster_rcnn", "cascade_rcnn") else key for key in DETECTORS],
 )
 def test_every_detector_goes_from_pre_training_to_fine_tuning_and_detections(
     scenes: Path, tmp_path: Path, detector: str, capfd: Capture

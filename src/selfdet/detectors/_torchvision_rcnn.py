@@ -17,6 +17,7 @@ from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import (
+    RoIHeads,
     fastrcnn_loss,
     maskrcnn_inference,
     maskrcnn_loss,
@@ -31,6 +32,7 @@ __all__ = [
     "FastRCNNPredictor",
     "FasterRCNN",
     "MaskRCNN",
+    "RoIHeads",
     "RoIs",
     "TwoMLPHead",
     "box_features",
@@ -136,20 +138,19 @@ def rpn_boxes(
 
 
 @torch.no_grad()
-def training_rois(net: FasterRCNN, boxes: list[Tensor], targets: Targets, sampler: Sampler | None = None) -> RoIs:
-    """The RoIs that the network trains with: `boxes` (R, 4) xyxy px of each image and its targets' own, assigned and
+def training_rois(heads: RoIHeads, boxes: list[Tensor], targets: Targets, sampler: Sampler | None = None) -> RoIs:
+    """The RoIs that a stage's heads train with: `boxes` (R, 4) xyxy px of each image and its targets' own, assigned and
     sampled. `targets` hold "boxes" (M, 4) and "labels" (M,) int64 from 1 on."""
     settings: dict[str, Any] = {"mask_roi_pool": None}  # else it asks for masks, which it does not use here
     if sampler is not None:
         settings["fg_bg_sampler"] = sampler
     with _autocast_off(boxes[0]):
-        return RoIs(*map(list, _tuned(net.roi_heads, **settings).select_training_samples(boxes, targets)))
+        return RoIs(*map(list, _tuned(heads, **settings).select_training_samples(boxes, targets)))
 
 
-def box_features(net: FasterRCNN, maps: Maps, boxes: list[Tensor], sizes: Sizes) -> Tensor:
+def box_features(heads: RoIHeads, maps: Maps, boxes: list[Tensor], sizes: Sizes) -> Tensor:
     """What the box head makes of each RoI: (R, D), of `boxes` (R, 4) xyxy px of each image. Where there are none its
     weights are on the graph all the same."""
-    heads = net.roi_heads
     if any(len(each) for each in boxes):
         return heads.box_head(heads.box_roi_pool(maps, boxes, sizes))
     # Batch norm refuses to train on nothing: one RoI of the whole image, which is dropped.
@@ -158,9 +159,9 @@ def box_features(net: FasterRCNN, maps: Maps, boxes: list[Tensor], sizes: Sizes)
     return heads.box_head(heads.box_roi_pool(maps, whole, sizes))[:0]
 
 
-def roi_outputs(net: FasterRCNN, features: Tensor) -> tuple[Tensor, Tensor]:
+def roi_outputs(heads: RoIHeads, features: Tensor) -> tuple[Tensor, Tensor]:
     """The logits (R, 1 + K) and box regression (R, 4 + 4K) of `box_features`, float32 or double."""
-    logits, regression = net.roi_heads.box_predictor(features)
+    logits, regression = heads.box_predictor(features)
     return _exact(logits), _exact(regression)
 
 
@@ -185,18 +186,18 @@ def box_regression_loss(regression: Tensor, deltas: Tensor) -> Tensor:
         return fastrcnn_loss(regression[:, ::4].detach(), regression, [labels], [deltas])[1]
 
 
-def decoded_boxes(net: FasterRCNN, regression: Tensor, boxes: Tensor) -> Tensor:
+def decoded_boxes(heads: RoIHeads, regression: Tensor, boxes: Tensor) -> Tensor:
     """Boxes (R, 4) xyxy px of the first class's regression in (R, 4 + 4K) at the RoIs (R, 4)."""
-    return net.roi_heads.box_coder.decode_single(regression[:, 4:8], boxes)
+    return heads.box_coder.decode_single(regression[:, 4:8], boxes)
 
 
 def roi_detections(
-    net: FasterRCNN, logits: Tensor, regression: Tensor, boxes: list[Tensor], sizes: Sizes
+    heads: RoIHeads, logits: Tensor, regression: Tensor, boxes: list[Tensor], sizes: Sizes
 ) -> list[dict[str, Tensor]]:
-    """The network's own thresholding and suppression: per image "boxes" (M, 4) xyxy px of the unpadded image, "scores"
+    """The heads' own thresholding and suppression: per image "boxes" (M, 4) xyxy px of the unpadded image, "scores"
     (M,) falling, "labels" (M,) 0…K−1."""
     with _autocast_off(logits):
-        found = net.roi_heads.postprocess_detections(logits, regression, boxes, sizes)
+        found = heads.postprocess_detections(logits, regression, boxes, sizes)
     return [{"boxes": b, "scores": s, "labels": labels - 1} for b, s, labels in zip(*found)]
 
 

@@ -90,7 +90,7 @@ def pyramid_settings(backbone: Backbone, options: dict[str, Any]) -> dict[str, A
         "backbone": body,
         "rpn_anchor_generator": ExactAnchorGenerator(anchors, (RATIOS,) * len(anchors)),
         "box_roi_pool": ExactScaleRoIAlign(body.strides[:-1], RESOLUTION, int(224 * scale)),
-        "box_head": _box_head(options["box_head"], channels, neck_norm),
+        "box_head": build_box_head(options["box_head"], channels, neck_norm),
         **rcnn_settings(backbone, body.strides[-2], image_size, options["score_threshold"], options["detections"]),
     }
 
@@ -103,7 +103,8 @@ def check_rcnn(num_classes: int, backbone: Backbone, options: dict[str, Any]) ->
             raise UserError(f"{name} {options[name]!r}", f"expected {' or '.join(choices)}")
 
 
-def _box_head(kind: str, channels: int, norm: str | None) -> nn.Module:
+def build_box_head(kind: str, channels: int, norm: str | None) -> nn.Module:
+    """What makes `REPRESENTATION` features of a RoI (channels, 7, 7): "2fc" or "4conv1fc"."""
     if kind == "2fc":
         return TwoMLPHead(channels * RESOLUTION**2, REPRESENTATION)
     size = (channels, RESOLUTION, RESOLUTION)

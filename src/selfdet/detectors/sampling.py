@@ -26,11 +26,14 @@ class ObjectsFirst:
     """A sampler for the library's RPN and RoI heads that draws with a generator of ours (on the CPU).
 
     Of each image at most `objects` anchors or RoIs with an object, and `background` without one; if None as many as
-    `objects` leaves room for.
+    there is room for in `together` of both kinds, which are as many as `objects` if None.
     """
 
-    def __init__(self, generator: torch.Generator, objects: int, background: int | None = None) -> None:
+    def __init__(
+        self, generator: torch.Generator, objects: int, background: int | None = None, together: int | None = None
+    ) -> None:
         self.generator, self.objects, self.background = generator, objects, background
+        self.together = objects if together is None else together
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Masks (N,) bool of the objects and of the background, of each image's labels (N,): above 0, 0."""
@@ -41,7 +44,7 @@ class ObjectsFirst:
         masks = torch.zeros(2, len(labels), dtype=torch.bool, device=labels.device)
         found, nothing = masks[0].clone(), masks[0].clone()
         objects = choose(labels > 0, nothing, self.objects, self.generator)
-        room = self.objects - len(objects) if self.background is None else self.background
+        room = self.together - len(objects) if self.background is None else self.background
         masks[0, objects] = True
         masks[1, choose(found, labels == 0, room, self.generator)] = True
         return masks[0], masks[1]

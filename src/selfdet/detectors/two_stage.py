@@ -44,6 +44,8 @@ class TwoStage(Detector):
 
     net: FasterRCNN
     key: ClassVar[str]
+    # Names of what looks at the RoIs.
+    heads: ClassVar[str] = r"roi_heads\."
 
     def __init__(self, net: FasterRCNN, backbone: Backbone, num_classes: int, options: dict[str, Any]) -> None:
         super().__init__(net, backbone, num_classes)
@@ -68,8 +70,8 @@ class TwoStage(Detector):
         """The losses, and for a branch that learns from the same RoIs the maps and these."""
         maps = self.features(batch)
         boxes, losses = rpn_boxes(self.net, batch.tensor, batch.sizes, maps, batch.targets)
-        rois = training_rois(self.net, boxes, _from_one(batch.targets, "labels"))
-        outputs = roi_outputs(self.net, box_features(self.net, maps, rois.boxes, batch.sizes))
+        rois = training_rois(self.net.roi_heads, boxes, from_one(batch.targets, "labels"))
+        outputs = roi_outputs(self.net.roi_heads, box_features(self.net.roi_heads, maps, rois.boxes, batch.sizes))
         return {**losses, **class_losses(*outputs, rois)}, maps, rois
 
     def detections(self, batch: Batch) -> list[dict[str, Tensor]]:
@@ -79,8 +81,8 @@ class TwoStage(Detector):
     def _detections(self, batch: Batch) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         maps = self.features(batch)
         boxes, _ = rpn_boxes(self.net, batch.tensor, batch.sizes, maps)
-        outputs = roi_outputs(self.net, box_features(self.net, maps, boxes, batch.sizes))
-        return roi_detections(self.net, *outputs, boxes, batch.sizes), maps
+        outputs = roi_outputs(self.net.roi_heads, box_features(self.net.roi_heads, maps, boxes, batch.sizes))
+        return roi_detections(self.net.roi_heads, *outputs, boxes, batch.sizes), maps
 
     def projector(self, dim: int) -> nn.Module:
         """Linear → ReLU → linear in place of the classifier: an embedding of size `dim` a RoI."""
@@ -117,19 +119,19 @@ class TwoStage(Detector):
         else:
             boxes = [target["boxes"].to(next(net.parameters()).dtype)[:0] for target in batch.targets]
         sampler = ObjectsFirst(generator, most, BACKGROUND if losses else 0)
-        rois = training_rois(net, boxes, _from_one(batch.targets, "ids"), sampler)
+        rois = training_rois(net.roi_heads, boxes, from_one(batch.targets, "ids"), sampler)
         held = [labels > 0 for labels in rois.labels]
         taken = [each[objects] for each, objects in zip(rois.boxes, held)]
-        features = box_features(net, levels, taken, batch.sizes)
+        features = box_features(net.roi_heads, levels, taken, batch.sizes)
         objects = torch.cat(held)
         regions = Regions(projector(features), torch.cat(rois.labels)[objects] - 1, torch.cat(taken))
         if losses:
-            _, regression = roi_outputs(net, features)
-            regions.boxes = decoded_boxes(net, regression.detach(), regions.boxes)
+            _, regression = roi_outputs(net.roi_heads, features)
+            regions.boxes = decoded_boxes(net.roi_heads, regression.detach(), regions.boxes)
             own["loss_box_reg"] = box_regression_loss(regression, torch.cat(rois.deltas)[objects])
             rest = [each[~objects] for each, objects in zip(rois.boxes, held)]
             own["loss_classifier"] = self._object_or_not(features, levels, rest, batch.sizes)
-            regions.losses, regions.figures = own, _recall(boxes, batch.targets)
+            regions.losses, regions.figures = own, recall(boxes, batch.targets)
         return [regions]
 
     def _object_or_not(
@@ -137,8 +139,8 @@ class TwoStage(Detector):
     ) -> Tensor:
         # The statistics of a batch norm in the box head stay those of the taken RoIs.
         with torch.no_grad(), evaluating(self.net.roi_heads.box_head):
-            rest = box_features(self.net, maps, background, sizes)
-        logits, _ = roi_outputs(self.net, torch.cat([features.detach(), rest]))
+            rest = box_features(self.net.roi_heads, maps, background, sizes)
+        logits, _ = roi_outputs(self.net.roi_heads, torch.cat([features.detach(), rest]))
         truth = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         truth[: len(features)] = 1
         with torch.autocast(logits.device.type, enabled=False):
@@ -150,8 +152,8 @@ class TwoStage(Detector):
         With `keep_box_outputs` the layer that gives boxes counts to the head. It has four rows a class: it fits where
         the number of classes is the same, so after pre-training (one class) where there is one.
         """
-        classifier, boxes = (rf"roi_heads\.box_predictor\.{layer}\." for layer in ("cls_score", "bbox_pred"))
-        head = r"roi_heads\.box_head\."
+        classifier, boxes = (rf"{self.heads}box_predictor\.{layer}\." for layer in ("cls_score", "bbox_pred"))
+        head = rf"{self.heads}box_head\."
         return {
             "backbone": Part([r"backbone\.body\."]),
             "neck": Part([r"backbone\.fpn\."]),
@@ -181,12 +183,12 @@ class TwoStage(Detector):
         }
 
 
-def _from_one(targets: list[dict[str, Tensor]], name: str) -> list[dict[str, Tensor]]:
+def from_one(targets: list[dict[str, Tensor]], name: str) -> list[dict[str, Tensor]]:
     """Targets with their `name` counted from 1 as labels, 0 being the library's background."""
     return [{"boxes": target["boxes"], "labels": target[name] + 1} for target in targets]
 
 
-def _recall(boxes: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def recall(boxes: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     hits = [
         (box_iou(target["boxes"].to(found.dtype), found) >= 0.5).any(1)
         for found, target in zip(boxes, targets)

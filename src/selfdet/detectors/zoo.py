@@ -6,17 +6,19 @@ from collections.abc import Callable
 from typing import Literal
 
 from selfdet.detectors.base import Detector
+from selfdet.detectors.cascade_rcnn import cascade_rcnn
 from selfdet.detectors.faster_rcnn import faster_rcnn
 from selfdet.detectors.fcos import fcos
 from selfdet.detectors.mask_rcnn import mask_rcnn
 from selfdet.detectors.retinanet import retinanet
 
 # The keys, for the command line.
-DetectorKey = Literal["fcos", "retinanet", "faster_rcnn", "mask_rcnn"]
+DetectorKey = Literal["fcos", "retinanet", "faster_rcnn", "mask_rcnn", "cascade_rcnn"]
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "fcos": fcos,
     "retinanet": retinanet,
     "faster_rcnn": faster_rcnn,
     "mask_rcnn": mask_rcnn,
+    "cascade_rcnn": cascade_rcnn,
 }

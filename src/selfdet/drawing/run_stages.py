@@ -22,6 +22,7 @@ NAMES = {
     "retinanet": "RetinaNet",
     "faster_rcnn": "Faster R-CNN",
     "mask_rcnn": "Mask R-CNN",
+    "cascade_rcnn": "Cascade R-CNN",
 }
 TRAINING = ("backbone", "detector")  # the stages of `pretrain` that train
 

@@ -38,7 +38,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
@@ -275,11 +275,60 @@ def mask_rcnn(config: dict[str, Any]) -> MaskRCNN:
     return MaskRCNN(mask_roi_pool=pool(config, 14), **on_pyramid(config))
 
 
+class OneBox(nn.Module):
+    """A stage's outputs: logits of each class, and one box, which is the same for all of them."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.cls_score, self.bbox_pred = nn.Linear(features, classes), nn.Linear(features, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.cls_score(x)
+        return logits, self.bbox_pred(x).repeat(1, logits.shape[1])
+
+
+class Looks(RoIHeads):
+    """The first stage of a cascade, which calls the `later` ones: each looks where the one before has moved a box."""
+
+    later: list[RoIHeads]
+
+    def forward(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[Any], targets: Any = None
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        if self.training:
+            raise RuntimeError("this network is for detection: torchvision has no cascade to train it with")
+        scores: Any = 0.0
+        for heads in (self, *self.later):
+            boxes, counts = proposals, [len(each) for each in proposals]
+            logits, regression = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, boxes, image_shapes)))
+            scores = scores + logits.softmax(1) / (1 + len(self.later))
+            moved = heads.box_coder.decode_single(regression[:, :4], torch.cat(boxes)).split(counts)
+            proposals = [clip_boxes_to_image(each, size) for each, size in zip(moved, image_shapes)]
+        found = heads.postprocess_detections(scores.log(), regression, boxes, image_shapes)
+        return [dict(zip(("boxes", "scores", "labels"), each)) for each in zip(*found)], {}
+
+
+def cascade_rcnn(config: dict[str, Any]) -> FasterRCNN:
+    """Cascade R-CNN, at random: `roi_heads` is the first stage, `refine` has the others."""
+    settings = on_pyramid(config)
+    classes = settings.pop("num_classes")
+    net, stages = FasterRCNN(box_predictor=OneBox(1024, classes), **settings), []
+    for kind, (overlap, factors) in zip((Looks, RoIHeads, RoIHeads), config["cascade"]):
+        head, ends = on_pyramid(config)["box_head"], OneBox(1024, classes)
+        bounds = (config["score_threshold"], config["nms_threshold"], config["detections"])
+        stages.append(kind(settings["box_roi_pool"], head, ends, overlap, overlap, 512, 0.25, factors, *bounds))
+    net.roi_heads, *later = stages
+    net.roi_heads.later = later
+    net.refine = nn.ModuleList(later)
+    return net
+
+
 NETWORKS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "fcos": fcos,
     "retinanet": retinanet,
     "faster_rcnn": faster_rcnn,
     "mask_rcnn": mask_rcnn,
+    "cascade_rcnn": cascade_rcnn,
 }
 
 

@@ -47,6 +47,8 @@ def _kind(state: Mapping[str, Tensor]) -> str | None:
     if WIDTH not in state or not any(name.startswith(BODY) for name in state):
         return None
     if any(name.startswith("rpn.") for name in state):
+        if any(name.startswith("refine.") for name in state):
+            return "cascade_rcnn"
         return "mask_rcnn" if any(name.startswith("roi_heads.mask_head.") for name in state) else "faster_rcnn"
     if not any(TOWER.fullmatch(name) for name in state):
         return None
