@@ -16,6 +16,7 @@ import torch
 
 from selfdet.cli import VERBS, main
 from selfdet.data.synthetic import make_scenes
+from selfdet.models.backbones import build_backbone
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
@@ -41,6 +42,7 @@ SLOW = ("docs/how-to-recipes.md",)
 # What makes a command small; it replaces the same flags in the text.
 WIDTHS = {"--image-size": "64", "--fpn-channels": "64", "--head-convs": "1", "--workers": "0", "--precision": "fp32"}
 SMALL = {
+    "import-weights": {"--backbone": "test_resnet"},
     "proposals": {"--workers": "1"},
     "pretrain": {"--steps": "2", "--batch-size": "4", "--backbone": "test_resnet", **WIDTHS},
     "finetune": {"--steps": "2", "--fraction": "0.5", **WIDTHS},
@@ -130,7 +132,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{split}.json").rename(folder / "labels" / f"{split}.json")
     (folder / "images").rename(folder / "photos")
     shutil.copy(folder / "labels" / "train.json", folder / "own.json")
-    torch.save({"state_dict": {"module.encoder_q.conv1.weight": torch.ones(1)}}, folder / "moco.pth")
+    encoder = build_backbone(SMALL["pretrain"]["--backbone"]).net.state_dict()
+    torch.save({"state_dict": {f"module.encoder_q.{name}": encoder[name] for name in encoder}}, folder / "moco.pth")
     return folder
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from selfdet.verbs.evaluate import evaluate
     from selfdet.verbs.export import export
     from selfdet.verbs.finetune import finetune
+    from selfdet.verbs.import_weights import import_weights
     from selfdet.verbs.predict import predict
     from selfdet.verbs.pretrain import pretrain
     from selfdet.verbs.probe import probe
@@ -44,6 +45,7 @@ __all__ = [
     "export",
     "finetune",
     "predict",
+    "import_weights",
     "pretrain",
     "probe",
     "proposals",

@@ -41,6 +41,7 @@ VERBS: dict[str, str] = {
     "correspond": "Show which places of two views backbones take for the same, and which are.",
     "doctor": "Check this machine and installation; what to put into a bug report.",
     "export": "Write a detector or backbone for use without selfdet.",
+    "import-weights": "Make weights of another program a start for training.",
     "report": "Show a run on one page: what was done, what came of it, in pictures and words.",
 }
 

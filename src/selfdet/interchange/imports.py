@@ -1,0 +1,262 @@
+"""Backbones out of other programs' files: every tensor of the network found there under a known name, or nothing."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from selfdet.data.pixels import IMAGENET_MEAN
+from selfdet.detectors.network import Part
+from selfdet.errors import UserError, shown
+from selfdet.interchange.architectures import Architecture, State, fitted, renamed, told_by
+from selfdet.interchange.formats import FORMATS, prefix_of, recognise, tensors_in
+from selfdet.interchange.weights import read_weights
+from selfdet.models.backbones import Backbone, build_backbone
+from selfdet.training.checkpoint import check_tensors
+from selfdet.training.transfer import TransferReport, transfer
+
+# What the first convolution expects: red, green, blue with ImageNet's mean and deviation, the same with blue first, or
+# blue first in 0…255 with only the mean taken off, as Caffe's networks do.
+Pixels = Literal["rgb", "bgr", "caffe"]
+NAME_ONE = "Name a .safetensors, .pt, .pth or .ckpt file"
+NONE_OF_THESE = "See the table of formats in docs/how-to-weights.md"
+
+
+@dataclass
+class Imported:
+    """A backbone out of somebody's file: `state` has every tensor of `backbone.net`, which itself has no weights.
+
+    `format`: the key of the format it came in. `report`: what was taken. `said`: a line for each thing that was done
+    beside renaming. `left`: the first parts of the names that were left out.
+    """
+
+    backbone: Backbone
+    state: State
+    format: str
+    report: TransferReport
+    said: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+class NotTakenError(UserError):
+    """Weights that don't fit, with the report of what would have been taken."""
+
+    def __init__(self, error: UserError, report: TransferReport) -> None:
+        super().__init__(error.message, error.hint)
+        self.report = report
+
+
+def read_content(path: Path) -> Mapping[str, Any]:
+    """What a safetensors or torch file holds, a torch file's tensors not read before they are used where that can be.
+
+    Raises: UserError for a missing or damaged file, and for one that holds more than tensors and plain values: it is
+    refused without being executed.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}", NAME_ONE) from None
+    if start[8:] == b"{":
+        return read_weights(path)[0]
+    if start[:2] != b"PK" and start[:1] != b"\x80":
+        raise UserError(f"{path} is neither safetensors nor a torch file", NAME_ONE)
+    try:
+        # Settings that a program was called with are what Python's own parser makes: names and values.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")
+            mapped = zipfile.is_zipfile(path)
+            content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain values and was not executed ({_first_line(error)})",
+            "If you trust its source, load it yourself with torch.load(file, weights_only=False) and write its state "
+            "dict with safetensors.torch.save_file",
+        ) from None
+    except MemoryError:  # says nothing of the file
+        raise
+    except Exception as error:  # of a file that is not one, or is cut off, torch raises anything: its checks are few
+        raise UserError(
+            f"{path} is no readable torch file ({_first_line(error)})",
+            NAME_ONE,
+        ) from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds {shown(content)}, expected tensors by name", "Name a file with weights")
+    return content
+
+
+def import_backbone(
+    path: Path, content: Mapping[str, Any], key: str, name: str | None, pixels: Pixels = "rgb"
+) -> Imported:
+    """The backbone in a file's content.
+
+    `key`: its format, `auto` for what its names tell. `name`: the backbone's, where its shapes don't tell. `pixels`:
+    what its first convolution expects, which becomes what the library's does.
+    Raises: UserError for a format that the file does not have; NotTakenError where not every tensor of the network is
+    there under its name, in its shape, finite, or where the file has layers that the network hasn't.
+    """
+    asked, told = key, recognise(content)
+    if key == "auto":
+        if told is None:
+            raise UserError(f"{path}: its names ({_first(content)}) are those of no known format", NONE_OF_THESE)
+        key = told
+    known = FORMATS[key]
+    found, container = tensors_in(content, key)
+    tensors = {str(each): value.detach() for each, value in found.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors by name{f' under {container!r}' if container else ''}", NONE_OF_THESE)
+    check_tensors(path, tensors)
+    prefix = prefix_of(tensors, key)
+    if prefix is None:
+        expected = " or ".join(map(repr, known.prefixes))
+        raise UserError(
+            f"{path}: --format {key} expects names that start with {expected}; its names are {_first(tensors)}",
+            f"Its names look like --format {told}" if told not in (None, key) else NONE_OF_THESE,
+        )
+    state, said = renamed({each.removeprefix(prefix): v for each, v in tensors.items() if each.startswith(prefix)})
+    architecture = told_by(state, known.library)
+    if name is None:
+        if architecture is None or architecture.family not in known.networks:
+            raise _unknown(path, key, asked, told, tensors, state, architecture)
+        name = architecture.name
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    if known.library is not None and backbone.library != known.library:
+        raise UserError(
+            f"--format {key}: {name} is {backbone.library}'s",
+            f"Use --format {backbone.library}, or --backbone timm/{name.removeprefix('timm/')}"
+            if known.library == "timm"
+            else f"Use --format {backbone.library}",
+        )
+    state, more = fitted(state, name)
+    report = taken(backbone, state, str(path))
+    if pixels != "rgb":
+        state, line = with_own_pixels(backbone, state, pixels)
+        more = [*more, line]
+    outside = {each.partition(".")[0] for each in tensors if not each.startswith(prefix)}
+    inside = {each.partition(".")[0] for each in state} - {each.partition(".")[0] for each in backbone.net.state_dict()}
+    whole = {each: _whole(each, value, state) for each, value in backbone.net.state_dict().items()}
+    return Imported(backbone, whole, key, report, [*said, *more], sorted(outside | inside))
+
+
+def taken(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> TransferReport:
+    """The report of what of `state` fits the backbone, where that is all of the network, and all of it finite.
+
+    Raises: NotTakenError.
+    """
+    parts = {"backbone": Part([".*"])}
+    # The report comes first, of shapes alone: also of what is refused.
+    shapes = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}
+    report = transfer(backbone.net, shapes, parts, expect=())
+    own = backbone.net.state_dict()
+    modules = {name.partition(".")[0] for name in own}
+    more = [name for name in state if name not in own and name.partition(".")[0] in modules and state[name].dim() > 1]
+    try:
+        transfer(backbone.net, state, parts, expect={"backbone"}, minimum=1.0, source=source)
+        if more:
+            raise UserError(
+                f"{source} has layers that {backbone.name} does not have: {', '.join(more[:3])}",
+                "Name the network that these weights are of with --backbone",
+            )
+    except UserError as error:
+        raise NotTakenError(error, report) from None
+    return report
+
+
+def with_own_pixels(backbone: Backbone, state: State, pixels: Pixels) -> tuple[State, str]:
+    """The tensors with a first convolution that takes the library's pixels instead of `pixels`, and a line about it.
+
+    Caffe's 255 x − 255 mean is 255 std times (x − mean) / std: a factor for each channel, exact at the borders too.
+    Raises: UserError where that makes another network.
+    """
+    own = backbone.net.state_dict()
+    first = next(name for name, value in own.items() if value.dim() == 4)
+    if own[first].shape[1] != 3:
+        raise UserError(f"--pixels {pixels}: {first} of {backbone.name} takes no colours", "Leave it out")
+    weight = state[first].float().flip(1)
+    if pixels == "bgr":
+        return {**state, first: weight}, f"{first} takes red, green, blue now; the file's took blue first"
+    if any(name.endswith("conv3.weight") for name in own):
+        raise UserError(
+            f"--pixels caffe: such a {backbone.name} has its strides in the 1×1 convolutions, torchvision's in the "
+            "3×3: the same weights are another network",
+            "Use weights that were trained with strides in the 3×3 convolutions, such as torchvision's or MoCo's",
+        )
+    if tuple(backbone.mean) != tuple(IMAGENET_MEAN):
+        raise UserError(
+            f"--pixels caffe: {backbone.name} takes off the mean {tuple(backbone.mean)}, Caffe's networks ImageNet's",
+            "Use a network with ImageNet's mean",
+        )
+    factors = 255 * torch.tensor(backbone.std).view(1, 3, 1, 1)
+    line = f"{first} takes red, green, blue in deviations now; the file's took blue first, in 0…255"
+    return {**state, first: weight * factors}, line
+
+
+def _whole(name: str, wanted: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """The tensor of this name in the network's type; what counts batches, and old files lack, begins at 0."""
+    if name not in state:
+        return torch.zeros(wanted.shape, dtype=wanted.dtype, device="cpu")
+    return state[name].to(wanted.dtype)
+
+
+def _unknown(
+    path: Path,
+    key: str,
+    asked: str,
+    told: str | None,
+    tensors: Mapping[str, Tensor],
+    state: State,
+    architecture: Architecture | None,
+) -> UserError:
+    """Why a file has no network of this format, with the report where its names hide one."""
+    if architecture is not None:
+        networks = " or ".join(FORMATS[key].networks)
+        return UserError(
+            f"{path}: a {architecture.family} ({architecture.name}), where --format {key} has a {networks}",
+            f"Its names look like --format {told}" if told not in (None, key) else NONE_OF_THESE,
+        )
+    hidden = _hidden(tensors)
+    if hidden is not None:
+        with torch.device("meta"):
+            backbone = build_backbone(hidden.name)
+        try:
+            taken(backbone, state, str(path))
+        except NotTakenError as error:
+            if asked != "auto" and told not in (None, key):
+                error.hint = f"Its names look like --format {told}"
+            return error
+    return UserError(
+        f"{path}: its names ({_first(state)}) and shapes tell no network that selfdet knows",
+        "Name its network with --backbone, as timm calls it",
+    )
+
+
+def _hidden(tensors: Mapping[str, Tensor]) -> Architecture | None:
+    """The network that the names tell once something is taken off their beginning."""
+    for sign in ("layer1.0.conv1.weight", "layers.0.blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.weight"):
+        for name in tensors:
+            if name.endswith(sign):
+                start = name.removesuffix(sign)
+                state = {each.removeprefix(start): v for each, v in tensors.items() if each.startswith(start)}
+                if found := told_by(renamed(state)[0]):
+                    return found
+    return None
+
+
+def _first(names: Iterable[Any]) -> str:
+    listed = [shown(name, 60) for name, _ in zip(names, range(3))]
+    return ", ".join(listed) or "none"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0][:160]
