@@ -46,7 +46,7 @@ reference: $(VENV)/.installed
 	$(BIN)/python docs/make_settings.py
 
 # Coverage-guided fuzzing of every reader, a minute each, or of some: make fuzz READERS="coco voc" EACH=600
-READERS ?= coco coco_checked voc yolo yolo_rows image text_list given proposals unfinished weights torch_weights \
+READERS ?= coco coco_checked voc yolo yolo_rows image tar shard_index text_list given proposals unfinished weights torch_weights \
 	checkpoint lease config mask
 EACH ?= 60
 fuzz: $(VENV)/.installed

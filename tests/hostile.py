@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import pickle
 import struct
+import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+
+from selfdet.data.shard_finding import open_shards
+from selfdet.data.shard_index import INDEX, ShardIndex
 
 Make = Callable[[Path, Path], Sequence[object]]
 # The beginnings of commands that read one file and no more.
@@ -319,6 +324,116 @@ LIST = "text list"
 case(LIST, "bytes that are no text", "refused", "neither an image nor a text list")(listed(b"\xff\xfe\x00"))
 case(LIST, "a zero byte in a line", "refused", "is not an image")(listed(b"a\0.jpg\n"))
 case(LIST, "an empty file", "refused", "lists no image")(listed(b""))
+
+
+# Shards
+
+
+def tar(*members: tuple[str, bytes | tarfile.TarInfo], end: int | None = None) -> Make:
+    """A folder with one tar: a sound image and these members, cut off at byte `end`."""
+
+    def make(folder: Path, scenes: Path) -> Sequence[object]:
+        (folder / "shards").mkdir()
+        file = folder / "shards" / "a.tar"
+        with tarfile.open(file, "w") as archive:
+            for name, content in (("sound.png", png(1, 1, bytes(4))), *members):
+                entry = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+                entry.name, entry.size = name, entry.size or (len(content) if isinstance(content, bytes) else 0)
+                archive.addfile(entry, io.BytesIO(content) if isinstance(content, bytes) else None)
+        file.write_bytes(file.read_bytes()[:end])
+        return [*IMAGES, folder / "shards", "--json", "--workers", "1"]
+
+    return make
+
+
+def entry(kind: bytes, target: str = "", size: int = 0) -> tarfile.TarInfo:
+    made = tarfile.TarInfo()
+    made.type, made.linkname, made.size = kind, target, size
+    return made
+
+
+def bare_tar(content: bytes) -> Make:
+    def make(folder: Path, scenes: Path) -> Sequence[object]:
+        (folder / "a.tar").write_bytes(content)
+        return [*IMAGES, folder / "a.tar"]
+
+    return make
+
+
+def long_name() -> bytes:
+    return entry(tarfile.GNUTYPE_LONGNAME, size=2**30).tobuf(tarfile.GNU_FORMAT) + bytes(1024)
+
+
+TAR, ALONE = "tar shard", '"images": 1'
+case(TAR, "a name with `..`", "counted", ALONE)(tar(("a/../../b.png", b"x")))
+case(TAR, "an absolute name", "counted", ALONE)(tar(("/etc/b.png", b"x")))
+case(TAR, "a link to a file outside, and one to an endless device", "counted", ALONE)(
+    tar(("b.png", entry(tarfile.SYMTYPE, "/etc/passwd")), ("c.png", entry(tarfile.SYMTYPE, "/dev/zero")))
+)
+case(TAR, "a hard link out of the tar", "counted", ALONE)(tar(("b.png", entry(tarfile.LNKTYPE, "/etc/passwd"))))
+case(TAR, "a device and a pipe", "counted", ALONE)(
+    tar(("b.png", entry(tarfile.CHRTYPE)), ("c.png", entry(tarfile.FIFOTYPE)))
+)
+case(TAR, "a member that is no image", "counted", '"unreadable": ["')(tar(("b.png", b"no image")))
+case(TAR, "one name a hundred times", "counted", ALONE)(tar(*[("sound.png", b"x")] * 100))
+case(TAR, "a name with a line break and terminal codes", "counted", '"unreadable": ["')(tar(("b\n\x1b[2J.png", b"x")))
+case(TAR, "no image", "refused", "no image in the shards")(
+    lambda folder, scenes: bare_tar(tar_of(folder, "a.json", b"{}"))(folder, scenes)
+)
+case(TAR, "a member of 10¹² bytes in a small file", "refused", "it ends early")(
+    tar(("b.png", entry(tarfile.REGTYPE, size=10**12)))
+)
+case(TAR, "a name of 2³⁰ letters", "refused", "a head of 1073741824 bytes")(bare_tar(long_name()))
+case(TAR, "an end in the middle of an image", "refused", "it ends early")(tar(("b.png", bytes(5000)), end=3000))
+case(TAR, "a damaged head in the middle", "refused", "a damaged head")(
+    lambda folder, scenes: bare_tar(tar_of(folder, "a.png", b"x")[:1024] + b"\xff" * 1024)(folder, scenes)
+)
+case(TAR, "random bytes", "refused", "it is no tar")(bare_tar(np.random.default_rng(0).bytes(4096)))
+case(TAR, "gzip in place of a tar", "refused", "it is no tar")(bare_tar(gzip.compress(bytes(4096))))
+case(TAR, "an empty file", "refused", "it is no tar")(bare_tar(b""))
+
+
+def tar_of(folder: Path, name: str, content: bytes) -> bytes:
+    with tarfile.open(folder / "x", "w") as archive:
+        made = tarfile.TarInfo(name)
+        made.size = len(content)
+        archive.addfile(made, io.BytesIO(content))
+    return (folder / "x").read_bytes()
+
+
+def index(change: Callable[[ShardIndex], Any]) -> Make:
+    def make(folder: Path, scenes: Path) -> Sequence[object]:
+        words = tar(("b.png", png(1, 1, bytes(4))))(folder, scenes)
+        found = open_shards(folder / "shards")
+        assert found is not None
+        change(found.known)
+        found.known.save(folder / "shards" / INDEX)
+        return words
+
+    return make
+
+
+def far(index: ShardIndex) -> None:
+    index.starts = index.starts + 10**15
+
+
+def climbing(index: ShardIndex) -> None:
+    index.names = np.frombuffer(index.names.tobytes().replace(b"sound", b"../nd"), np.uint8)
+
+
+SHARD_INDEX = "index of shards"
+case(SHARD_INDEX, "places beyond the end of the tar", "refused", "contradicts itself")(index(far))
+case(SHARD_INDEX, "an image called `../…`", "refused", "contradicts itself")(index(climbing))
+case(SHARD_INDEX, "a shard in another folder", "refused", "is no index of shards")(
+    index(lambda index: index.tars.__setitem__(0, "../a.tar"))
+)
+
+
+@case(SHARD_INDEX, "random bytes", "refused", "is no index of shards")
+def no_index(folder: Path, scenes: Path) -> Sequence[object]:
+    words = tar()(folder, scenes)
+    (folder / "shards" / INDEX).write_bytes(np.random.default_rng(0).bytes(4096))
+    return words
 
 
 # Weights

@@ -5,7 +5,9 @@ A file stands in `folder`, where an image `a.png` (40 × 30) is as well; what a 
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from selfdet.data.inspection import Inspection
 from selfdet.data.labels import load_labels, read_sample
 from selfdet.data.listing import ListedImage
 from selfdet.data.masks import decode_mask, segmentation_rle
+from selfdet.data.shard_index import ShardIndex
+from selfdet.data.tars import read_heads
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import evaluate_detections
 from selfdet.interchange.starts import resolve_start
@@ -40,11 +44,21 @@ def prepare(folder: Path) -> Path:
     for place in (folder, folder / "images"):
         place.mkdir(exist_ok=True)
         Image.new("RGB", (40, 30)).save(place / "a.png")
-    for place in ("labels", "voc/Annotations", "voc/JPEGImages", "leases"):
+    for place in ("labels", "voc/Annotations", "voc/JPEGImages", "leases", "shards"):
         (folder / place).mkdir(parents=True, exist_ok=True)
+    (folder / "shards" / "a.tar").write_bytes(shard((folder / "a.png").read_bytes()).getvalue())
     Image.new("RGB", (40, 30)).save(folder / "voc" / "JPEGImages" / "a.jpg")
     (folder / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
     return folder
+
+
+def shard(picture: bytes) -> io.BytesIO:
+    """A tar with one image."""
+    file, entry = io.BytesIO(), tarfile.TarInfo("a.png")
+    entry.size = len(picture)
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(entry, io.BytesIO(picture))
+    return file
 
 
 def put(folder: Path, name: str, content: bytes) -> Path:
@@ -84,6 +98,17 @@ def image(folder: Path, content: bytes) -> None:
     file = put(folder, "x.png", content)
     Inspection(1, file, None).run()
     read_image(file)
+
+
+def tar(folder: Path, content: bytes) -> None:
+    for path in list_images(put(folder, "x.tar", content)):
+        Inspection(1, path, None).run()
+
+
+def shard_index(folder: Path, content: bytes) -> None:
+    put(folder, "shards/index.safetensors", content)
+    for path in list_images(folder / "shards"):
+        Inspection(1, path, None).run()
 
 
 def text_list(folder: Path, content: bytes) -> None:
@@ -141,7 +166,7 @@ def mask(folder: Path, content: bytes) -> None:
 READERS: dict[str, Reader] = {
     each.__name__: each
     for each in (
-        *(coco, coco_checked, voc, yolo, yolo_rows, image, text_list, given, proposals, unfinished),
+        *(coco, coco_checked, voc, yolo, yolo_rows, image, tar, shard_index, text_list, given, proposals, unfinished),
         *(weights, torch_weights, checkpoint, lease, config, mask),
     )
 }
@@ -149,8 +174,6 @@ READERS: dict[str, Reader] = {
 
 def seeds() -> dict[str, bytes]:
     """A sound file for each reader, to change."""
-    import io
-
     entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 9, 9], "area": 81, "iscrowd": 0}
     labels: dict[str, Any] = {
         "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
@@ -167,6 +190,8 @@ def seeds() -> dict[str, bytes]:
     torch.save({"format": 1, "a": torch.zeros(4)}, state)
     torch.save({"a": torch.zeros(4)}, plain_state := io.BytesIO())
     plain = json.dumps(labels).encode()
+    shards = shard(picture.getvalue())
+    indexed = ShardIndex.of({"a.tar": (len(shards.getvalue()), read_heads(shards, len(shards.getvalue()), "a.tar"))})
     found = json.dumps({"image_id": 1, "width": 40, "height": 30, "boxes": [[1, 2, 9, 9]]})
     return {
         "coco": plain,
@@ -175,6 +200,8 @@ def seeds() -> dict[str, bytes]:
         "yolo": b"train: images\nnames: {0: cat, 1: dog}\n",
         "yolo_rows": b"0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.9 0.1 0.5 0.9\n",
         "image": picture.getvalue(),
+        "tar": shards.getvalue(),
+        "shard_index": indexed.to_bytes(),
         "text_list": b"# some\na.png\n",
         "given": json.dumps([{"image_id": 1, "bbox": [1, 2, 9, 9], "score": 0.5}]).encode(),
         "proposals": json.dumps({"info": info, **labels}).encode(),

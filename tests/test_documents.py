@@ -28,6 +28,7 @@ DOCUMENTS = (
     "docs/how-to-weights.md",
     "docs/how-to-few-labels.md",
     "docs/how-to-slow-data.md",
+    "docs/how-to-shards.md",
     "docs/how-to-compare.md",
     "docs/how-to-see.md",
     "docs/how-to-segment.md",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from selfdet.verbs.probe import probe
     from selfdet.verbs.proposals import proposals
     from selfdet.verbs.report import report
+    from selfdet.verbs.shard import shard
 
     __version__: str
 
@@ -44,12 +45,13 @@ __all__ = [
     "evaluate",
     "export",
     "finetune",
-    "predict",
     "import_weights",
+    "predict",
     "pretrain",
     "probe",
     "proposals",
     "report",
+    "shard",
 ]
 
 _ROOMS = {"Sample": "data.sample", "UserError": "errors", "build_backbone": "models.backbones"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfdet.data.memory import read_labels
+from selfdet.data.shards import member_exists
 from selfdet.data.untrusted import expanded, is_integer, is_name, parse_json
 from selfdet.errors import UserError, shown
 
@@ -125,9 +126,10 @@ def missing_files(paths: Iterable[Path]) -> list[Path]:
                     listed[parent] = {entry.name for entry in entries}
             except (OSError, ValueError):
                 listed[parent] = set()
+        # Images in shards have no folder to list.
         # The second question is for file systems that take "A.JPG" and "a.jpg" for the same file.
         # Not Path.exists, which raises for names that are too long.
-        if name not in listed[parent] and not os.path.exists(path):
+        if name not in listed[parent] and not os.path.exists(path) and not member_exists(path):
             missing.append(path)
     return missing
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,16 +17,16 @@ from PIL import Image, ImageOps
 from torchvision import tv_tensors
 
 from selfdet.data.coco import absent, image_files, missing_files, read_coco
+from selfdet.data.image_names import MAX_BYTES, is_image, suffixes
+from selfdet.data.path_list import PathList
+from selfdet.data.shard_finding import open_shards
+from selfdet.data.shards import read_member
 from selfdet.data.untrusted import is_name, read_lines
 from selfdet.errors import UserError, one_line
 
-IMAGE_SUFFIXES = frozenset(
-    [".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
-)
 # The decoders behind these endings. By the content PIL would choose from all it has, among them one that hands files to
 # another program (PostScript).
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "GIF", "TIFF", "WEBP")
-MAX_BYTES = 2**31  # of a file; no image of MAX_PIXELS has more
 # More is taken for a decompression bomb: PIL's own limit, 179 megapixels.
 MAX_PIXELS = 178_956_970
 ORIENTATION_TAG = 0x0112
@@ -92,30 +94,34 @@ class Quarantine:
         )
 
 
-def list_images(images: str | Path, absent_too: bool = False) -> list[Path]:
+def list_images(images: str | Path, absent_too: bool = False) -> Sequence[Path]:
     """The image files that `images` stands for, each once.
 
     A folder: searched with its subfolders and links, each folder once, hidden names left out, sorted. A glob: sorted,
     `**` for any depth. A text list: one path a line, relative to the list's folder, lines beginning with # left out, in
     its order. A COCO JSON: `file_name`s relative to the JSON's folder or to an `images/` beside it, in its order. One
-    image file: itself.
+    image file: itself. WebDataset shards (a folder of tars, a tar, a glob, braces, here or at a URL): the images in
+    them, by shard, in its order, each as the path `FOLDER/SHARD.tar/KEY.jpg`, which `read_image` takes.
 
     Raises: UserError when there is no such thing, no image in it, or a listed image is absent, unless `absent_too`.
     """
     text = os.path.expanduser(str(images))
+    shards = open_shards(text)
+    if shards is not None:
+        return shards
     if os.path.isdir(text):
         paths = sorted(_walk(text))
         if not paths:
-            raise UserError(f"no image in the folder {text}", f"Images end in {_suffixes()}")
-        return [Path(path) for path in paths]
+            raise UserError(f"no image in the folder {text}", f"Images end in {suffixes()}")
+        return PathList(paths)
     if os.path.isfile(text):
         return _listed(Path(text), absent_too)
     if glob.has_magic(text):
-        found = sorted(name for name in glob.glob(text, recursive=True) if _is_image(name) and os.path.isfile(name))
+        found = sorted(name for name in glob.glob(text, recursive=True) if is_image(name) and os.path.isfile(name))
         if not found:
-            raise UserError(f"no image matches {text}", f"Images end in {_suffixes()}; quote the pattern in a shell")
-        return [Path(name) for name in found]
-    raise UserError(f"--images {text} does not exist", "Give a folder, a glob, a text list or a COCO JSON")
+            raise UserError(f"no image matches {text}", f"Images end in {suffixes()}; quote the pattern in a shell")
+        return PathList(found)
+    raise UserError(f"--images {text} does not exist", "Give a folder, a glob, a text list, a COCO JSON or shards")
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tensors.Image:
@@ -129,7 +135,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> tv_tens
     Raises: UnreadableImage for a missing, truncated, undecodable or absurdly large file, and for one that fits
         `size` neither as stored nor as turned.
     """
-    with _decoding(path), Image.open(path, formats=FORMATS) as file:
+    with _decoding(path), Image.open(_content(path), formats=FORMATS) as file:
         _refuse_huge(path, file)
         file.load()
         pixels = np.array(as_rgb(_upright(file, size)))
@@ -143,7 +149,7 @@ def read_size(path: str | Path, size: tuple[int, int] | None = None) -> tuple[in
 
     Raises: UnreadableImage as `read_image`.
     """
-    with _decoding(path), Image.open(path, formats=FORMATS) as file:
+    with _decoding(path), Image.open(_content(path), formats=FORMATS) as file:
         _refuse_huge(path, file)
         found = (file.width, file.height)
         found = found[::-1] if orientation(file, size) in SIDEWAYS else found
@@ -151,17 +157,44 @@ def read_size(path: str | Path, size: tuple[int, int] | None = None) -> tuple[in
     return found
 
 
+def require_image(path: str | Path, content: bytes) -> None:
+    """Look at the head of an image file's bytes. Raises: UnreadableImage for what is none, or too large."""
+    with _decoding(path), Image.open(io.BytesIO(content), formats=FORMATS) as file:
+        _refuse_huge(path, file)
+
+
 @contextmanager
 def _decoding(path: str | Path) -> Iterator[None]:
     try:
-        require_plain_file(path)
         yield
-    except (UnreadableImage, MemoryError):
+    except (UnreadableImage, UserError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise UnreadableImage(path, "no such file") from error
     except Exception as error:  # PIL's decoders raise anything: OSError, SyntaxError, ValueError, struct.error, …
-        raise UnreadableImage(path, str(error).replace(str(path), "the file") or type(error).__name__) from error
+        reason = re.sub(r"<_io\.BytesIO[^>]*>", "'the file'", str(error).replace(str(path), "the file"))
+        raise UnreadableImage(path, reason or type(error).__name__) from error
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of an image, in a file of its own or in a shard.
+
+    Raises: UnreadableImage for what has no end or is too large; OSError; UserError for a shard that can't be read.
+    """
+    content = read_member(path)
+    if content is None:
+        require_plain_file(path)
+        content = Path(path).read_bytes()
+    return content
+
+
+def _content(path: str | Path) -> str | Path | io.BytesIO:
+    """What PIL is to open."""
+    content = read_member(path)
+    if content is not None:
+        return io.BytesIO(content)
+    require_plain_file(path)
+    return path
 
 
 def require_plain_file(path: str | Path) -> None:
@@ -239,7 +272,7 @@ def _walk(folder: str) -> Iterator[str]:
             if entry.name.startswith("."):
                 continue
             if not entry.is_dir():
-                if _is_image(entry.name):
+                if is_image(entry.name):
                     yield entry.path
             elif entry.is_symlink():
                 linked.append(entry.path)
@@ -248,7 +281,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _listed(file: Path, absent_too: bool) -> list[Path]:
-    if _is_image(file.name):
+    if is_image(file.name):
         return [file]
     if file.suffix.lower() == ".json":
         paths = image_files(read_coco(file), file, absent_too=absent_too)
@@ -271,18 +304,10 @@ def _text_list(file: Path, absent_too: bool) -> list[Path]:
         if not line or line.startswith("#"):
             continue
         path = file.parent / os.path.expanduser(line)
-        if not is_name(line) or (path.suffix and not _is_image(path.name)):
-            raise UserError(f"{file}, line {number}: {line} is not an image", f"Images end in {_suffixes()}")
+        if not is_name(line) or (path.suffix and not is_image(path.name)):
+            raise UserError(f"{file}, line {number}: {line} is not an image", f"Images end in {suffixes()}")
         paths.append(path)
     missing = [] if absent_too else missing_files(paths)
     if missing:
         raise absent(file, [str(path) for path in missing], len(paths), "place")
     return paths
-
-
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def _suffixes() -> str:
-    return " ".join(sorted(IMAGE_SUFFIXES))

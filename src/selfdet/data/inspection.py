@@ -20,7 +20,7 @@ from selfdet.data.images import (
     UnreadableImage,
     as_rgb,
     orientation,
-    require_plain_file,
+    read_bytes,
 )
 
 # What can be odd about an image, and what selfdet does with it.
@@ -76,8 +76,7 @@ class Inspection:
     def run(self) -> Look:
         """Look at it; whatever is wrong with it is part of the answer."""
         try:
-            require_plain_file(self.path)
-            content = self.path.read_bytes()
+            content = read_bytes(self.path)
         except FileNotFoundError:
             return Look(self.image_id, {"missing": "no such file"})
         except UnreadableImage as error:

@@ -18,6 +18,7 @@ from selfdet.data.coco import absent, file_names, image_files, read_coco, requir
 from selfdet.data.images import list_images, read_image
 from selfdet.data.masks import decode_mask, has_segmentation, segmentation_rle
 from selfdet.data.sample import Sample, boxes_xyxy
+from selfdet.data.shard_finding import open_shards
 from selfdet.data.untrusted import expanded, is_side, to_float
 from selfdet.data.voc import is_voc, read_voc
 from selfdet.data.yolo import is_yolo, read_yolo
@@ -172,6 +173,9 @@ def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _paths(coco: dict[str, Any], file: Path, images: str | Path | None, strict: bool) -> list[Path]:
+    shards = None if images is None else open_shards(images)
+    if shards is not None:
+        return image_files(coco, file, Path(shards.folder), absent_too=not strict)
     root = None if images is None else expanded(images)
     if root is None or root.is_dir():
         return image_files(coco, file, root, absent_too=not strict)

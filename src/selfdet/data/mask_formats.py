@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 
 from selfdet.data.class_maps import IGNORED, MOST
-from selfdet.data.images import IMAGE_SUFFIXES, list_images
+from selfdet.data.image_names import IMAGE_SUFFIXES
+from selfdet.data.images import list_images
 from selfdet.errors import UserError
 
 VOC_CLASSES = [

@@ -14,6 +14,8 @@ from selfdet.data import pixels
 from selfdet.data.geometry import Crop, draw_crop, true_matches, view_affine
 from selfdet.data.images import read_image
 from selfdet.data.loader import sample_rng
+from selfdet.data.path_list import PathList
+from selfdet.data.shards import ShardedImages
 
 __all__ = [
     "Recipe",
@@ -153,8 +155,9 @@ class ViewDataset:
     views: TwoViews
 
     def __post_init__(self) -> None:
-        # As texts: a loader process holds them all, and a Path takes ten times as much.
-        object.__setattr__(self, "paths", [str(path) for path in self.paths])
+        # A loader process holds them all, and a list of Paths takes ten times as much. Those in shards stay an index.
+        if not isinstance(self.paths, (PathList, ShardedImages)):
+            object.__setattr__(self, "paths", PathList(map(str, self.paths)))
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfdet.data.images import list_images
+from selfdet.data.shards import ShardedImages
 from selfdet.detectors.zoo import DetectorKey
 from selfdet.errors import UserError
 from selfdet.proposing.store import read_proposals
@@ -83,7 +84,7 @@ def pretrain(
     features (DenseCL, MoCo v2 or SimCLR), `detector` freezes them and learns neck and head from the boxes (AlignDet).
 
     Args:
-        images: folder (nested or flat), glob, text list or COCO JSON; no labels are read.
+        images: folder (nested or flat), glob, text list, COCO JSON or tar shards; no labels are read.
         out: run directory to make; refused when not empty, unless resuming.
         method: densecl contrasts local features besides global ones; moco is MoCo v2, global only; simclr contrasts the
             images of a batch among each other, without queue and key encoder.
@@ -154,7 +155,7 @@ def pretrain(
     if snapshots and chosen == ["proposals"]:
         raise UserError("--snapshots: finding boxes has no epochs", "Leave it out, or add a stage that trains")
     paths = list_images(images)
-    whole, said = Preset(preset, "run"), list[str]()
+    whole, said = Preset(preset, "run"), [paths.words()] if isinstance(paths, ShardedImages) else []
     backbone = whole.word("backbone", backbone, BACKBONE, said)
     devices = whole.word("devices", None if devices == "auto" else devices, "auto", said)
     runtime = start_runtime(devices=devices, nodes=nodes, precision=precision, threads=threads)
@@ -281,4 +282,7 @@ def _told(result: dict[str, Any], call: Call) -> dict[str, Any]:
 
 
 def _names_hash(paths: Sequence[Path]) -> str:
-    return hashlib.sha256("\n".join(path.name for path in paths).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for number, path in enumerate(paths):  # not joined: there may be ten million
+        digest.update(("\n" * bool(number) + path.name).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]

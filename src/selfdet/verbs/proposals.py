@@ -65,7 +65,7 @@ def proposals(
     shortest side, then any size, then the image itself as one box.
 
     Args:
-        images: folder (nested or flat), glob, text list or COCO JSON; no labels are read.
+        images: folder (nested or flat), glob, text list, COCO JSON or tar shards; no labels are read.
         out: COCO JSON to write, with one class `object`.
         boxes: file of boxes to filter, COCO JSON or a list of COCO results, in place of a search.
         init: run directory or detector file whose detections are filtered in place of a search, as boxes of no class.
