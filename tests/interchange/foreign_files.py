@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 import torchvision
@@ -159,6 +161,24 @@ def lightly() -> Any:
     return {"state_dict": {**net, **under("backbone_momentum.", numbered(body()))}, "hyper_parameters": {"lr": 0.1}}
 
 
+def as_detectron2(state: State) -> dict[str, np.ndarray]:
+    """detectron2's names, as arrays."""
+    made = {}
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        name = re.sub(r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}", name)
+        name = re.sub(r"downsample\.0", "shortcut", re.sub(r"downsample\.1", "shortcut.norm", name))
+        name = re.sub(r"bn(\d)", r"conv\1.norm", name)
+        made[name if name.startswith("res") else f"stem.{name}"] = value.numpy()
+    return made
+
+
+def detectron2() -> Any:
+    state = {name: torch.from_numpy(value) for name, value in as_detectron2(resnet18()).items()}
+    return {"model": state, "__author__": "MOCO", "matching_heuristics": True}
+
+
 # The content of a file, the network in it, and its tensors under the library's names.
 FILES: dict[str, tuple[Callable[[], Any], str, Callable[[], State]]] = {
     "torchvision": (resnet18, "resnet18", body),
@@ -174,6 +194,7 @@ FILES: dict[str, tuple[Callable[[], Any], str, Callable[[], State]]] = {
     "dino": (dino, "resnet18", body),
     "simmim": (simmim, "swin_tiny_patch4_window7_224", swin),
     "lightly": (lightly, "resnet18", body),
+    "detectron2": (detectron2, "resnet18", body),
 }
 # Whose names are those of another format as well: told as that one where nobody says which it is.
 ALSO = {"mmpretrain": "mmselfsup"}

@@ -13,6 +13,7 @@ from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor
 
 from selfdet.errors import UserError
+from selfdet.interchange.detectron2_names import NORM_EPS, is_theirs, with_torchvisions_names
 
 State = dict[str, Tensor]
 
@@ -35,7 +36,6 @@ SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "larg
 VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 # What nn.Sequential(*resnet.children()) makes of the names.
 NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-BATCH_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,12 @@ def told_by(state: Mapping[str, Tensor], library: str | None = None) -> Architec
 def renamed(state: State) -> tuple[State, list[str]]:
     """The same tensors under the libraries' names, and a line for each thing that was done beside renaming.
 
-    Understood are ResNets whose modules are numbered, ResNets with batch norm folded into their convolutions, and
-    Swins as Microsoft's own program and as mmpretrain name them.
-    Raises: UserError for a batch norm that is folded in part.
+    Understood are ResNets whose modules are numbered, detectron2's and Caffe2's, ResNets with batch norm folded into
+    their convolutions, and Swins as Microsoft's own program and as mmpretrain name them.
+    Raises: UserError for a batch norm that is folded in part, and for Caffe2's bottlenecks.
     """
+    if is_theirs(state):
+        return with_torchvisions_names(state), []
     if "4.0.conv1.weight" in state and "0.weight" in state:
         state = {
             ".".join([NUMBERED[head], rest]): value
@@ -161,7 +163,7 @@ def _with_norms(state: State) -> tuple[State, list[str]]:
             )
         ones = torch.ones_like(value)
         made[f"{norm}.weight"], made[f"{norm}.bias"] = ones, value
-        made[f"{norm}.running_mean"], made[f"{norm}.running_var"] = torch.zeros_like(value), ones - BATCH_NORM_EPS
+        made[f"{norm}.running_mean"], made[f"{norm}.running_var"] = torch.zeros_like(value), ones - NORM_EPS
     return made, ["batch norm was folded into the convolutions: norms that only add their biases stand behind them"]
 
 

@@ -26,6 +26,7 @@ FormatKey = Literal[
     "dino",
     "simmim",
     "lightly",
+    "detectron2",
 ]
 
 
@@ -49,6 +50,7 @@ class Format:
 
 
 USUAL_CONTAINERS = ("state_dict", "model", "network")
+SHARED_CONTAINERS = (*USUAL_CONTAINERS, "blobs")  # those that don't tell a format
 CLASSIFIER = "the classifier"
 MM = Format(
     "the backbone, with `backbone.` or, where it was extracted, without",
@@ -120,6 +122,13 @@ FORMATS: dict[str, Format] = {
         (r"(model\.)?backbone\.(0\.weight|4\.0\.conv1)",),
         networks=("ResNet", "ViT"),
     ),
+    "detectron2": Format(
+        "a ResNet of its `.pkl` files, of MoCo's converter and of Caffe2; `--pixels` has to be said",
+        "the classifier, a detector's neck and heads",
+        ("backbone.bottom_up.", "bottom_up.", ""),
+        (r"(backbone\.)?(bottom_up\.)?stem\.conv1\.weight$|conv1_w$",),
+        containers=("model", "blobs"),
+    ),
     "mmselfsup": MM,
     "mmpretrain": Format(MM.taken, CLASSIFIER, MM.prefixes, MM.signs, networks=MM.networks),
     "torchvision": Format(
@@ -148,7 +157,7 @@ def tensors_in(content: Mapping[str, Any], key: str) -> tuple[Mapping[str, Any],
 def recognise(content: Mapping[str, Any]) -> str | None:
     """The key of the format that a file's names tell, if they tell one."""
     for key, known in FORMATS.items():
-        if any(isinstance(content.get(name), Mapping) for name in known.containers):
+        if any(isinstance(content.get(name), Mapping) for name in known.containers if name not in SHARED_CONTAINERS):
             return key
         names = [name for name in tensors_in(content, key)[0] if isinstance(name, str)]
         if all(any(re.match(sign, name) for name in names) for sign in known.signs):

@@ -18,6 +18,7 @@ from selfdet.data.pixels import IMAGENET_MEAN
 from selfdet.detectors.network import Part
 from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import Architecture, State, fitted, renamed, told_by
+from selfdet.interchange.detectron2 import read_pickle
 from selfdet.interchange.formats import FORMATS, prefix_of, recognise, tensors_in
 from selfdet.interchange.weights import read_weights
 from selfdet.models.backbones import Backbone, build_backbone
@@ -27,7 +28,9 @@ from selfdet.training.transfer import TransferReport, transfer
 # What the first convolution expects: red, green, blue with ImageNet's mean and deviation, the same with blue first, or
 # blue first in 0…255 with only the mean taken off, as Caffe's networks do.
 Pixels = Literal["rgb", "bgr", "caffe"]
-NAME_ONE = "Name a .safetensors, .pt, .pth or .ckpt file"
+ANY_PIXELS = ("detectron2",)  # formats whose files are of networks for pixels of each kind
+TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # how torch's files began before they were archives
+NAME_ONE = "Name a .safetensors, .pt, .pth, .ckpt or .pkl file"
 NONE_OF_THESE = "See the table of formats in docs/how-to-weights.md"
 
 
@@ -56,7 +59,7 @@ class NotTakenError(UserError):
 
 
 def read_content(path: Path) -> Mapping[str, Any]:
-    """What a safetensors or torch file holds, a torch file's tensors not read before they are used where that can be.
+    """What a safetensors, torch or detectron2 file holds; where it can be, a tensor is not read before it is used.
 
     Raises: UserError for a missing or damaged file, and for one that holds more than tensors and plain values: it is
     refused without being executed.
@@ -68,7 +71,9 @@ def read_content(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: {error.strerror or error}", NAME_ONE) from None
     if start[8:] == b"{":
         return read_weights(path)[0]
-    if start[:2] != b"PK" and start[:1] != b"\x80":
+    if start[:1] == b"\x80" and not start.startswith(TORCH):
+        return read_pickle(path)
+    if start[:2] != b"PK" and not start.startswith(TORCH):
         raise UserError(f"{path} is neither safetensors nor a torch file", NAME_ONE)
     try:
         # Settings that a program was called with are what Python's own parser makes: names and values.
@@ -95,12 +100,13 @@ def read_content(path: Path) -> Mapping[str, Any]:
 
 
 def import_backbone(
-    path: Path, content: Mapping[str, Any], key: str, name: str | None, pixels: Pixels = "rgb"
+    path: Path, content: Mapping[str, Any], key: str, name: str | None, pixels: Pixels | None = None
 ) -> Imported:
     """The backbone in a file's content.
 
     `key`: its format, `auto` for what its names tell. `name`: the backbone's, where its shapes don't tell. `pixels`:
-    what its first convolution expects, which becomes what the library's does.
+    what its first convolution expects, which becomes what the library's does; rgb where nobody says and the format has
+    no other.
     Raises: UserError for a format that the file does not have; NotTakenError where not every tensor of the network is
     there under its name, in its shape, finite, or where the file has layers that the network hasn't.
     """
@@ -110,6 +116,11 @@ def import_backbone(
             raise UserError(f"{path}: its names ({_first(content)}) are those of no known format", NONE_OF_THESE)
         key = told
     known = FORMATS[key]
+    if pixels is None and key in ANY_PIXELS:
+        raise UserError(
+            f"{path}: files of detectron2 don't say which pixels their networks take",
+            "Add --pixels rgb (torchvision's, MoCo's converter's), bgr (ResNeXts) or caffe (detectron2's own, MSRA's)",
+        )
     found, container = tensors_in(content, key)
     tensors = {str(each): value.detach() for each, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -139,7 +150,7 @@ def import_backbone(
         )
     state, more = fitted(state, name)
     report = taken(backbone, state, str(path))
-    if pixels != "rgb":
+    if pixels not in (None, "rgb"):
         state, line = with_own_pixels(backbone, state, pixels)
         more = [*more, line]
     outside = {each.partition(".")[0] for each in tensors if not each.startswith(prefix)}
@@ -172,7 +183,7 @@ def taken(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> Trans
     return report
 
 
-def with_own_pixels(backbone: Backbone, state: State, pixels: Pixels) -> tuple[State, str]:
+def with_own_pixels(backbone: Backbone, state: State, pixels: Pixels | None) -> tuple[State, str]:
     """The tensors with a first convolution that takes the library's pixels instead of `pixels`, and a line about it.
 
     Caffe's 255 x − 255 mean is 255 std times (x − mean) / std: a factor for each channel, exact at the borders too.

@@ -18,7 +18,7 @@ from selfdet.training.log import Reporter
 
 
 def import_weights(
-    *, file: str, out: str, format: FormatKey = "auto", backbone: str | None = None, pixels: Pixels = "rgb"
+    *, file: str, out: str, format: FormatKey = "auto", backbone: str | None = None, pixels: Pixels | None = None
 ) -> dict[str, Any]:
     """Make a weights file of another program one that `--init` and `--backbone-weights` take.
 
@@ -27,12 +27,13 @@ def import_weights(
     name is guessed.
 
     Args:
-        file: .safetensors, .pt, .pth or .ckpt.
+        file: .safetensors, .pt, .pth, .ckpt or detectron2's .pkl.
         out: weights file to write.
         format: whose file it is; auto goes by its names.
         backbone: the network, where its shapes don't tell (other networks of timm than ResNets, ViTs and Swins).
         pixels: what the network was trained on: rgb, normalised as the library does; bgr, the same with blue first;
             caffe, blue first in 0…255 with the mean taken off. What isn't rgb becomes so, in the first convolution.
+            rgb if not given; files of detectron2 are of every kind, and need it.
 
     Raises: UserError when the file is missing, damaged, of another format or another network, or not finite, and when
     `out` exists.
@@ -54,7 +55,7 @@ def import_weights(
     reporter.line(taken.report.table())
     for line in taken.said:
         reporter.line(line)
-    about = {"file": source.name, "format": taken.format, "pixels": pixels, "sha256": _sha256(source)}
+    about = {"file": source.name, "format": taken.format, "pixels": pixels or "rgb", "sha256": _sha256(source)}
     note: Mapping[str, Any] = {**backbone_note(taken.backbone, {}), "imported": {**about, "done": taken.said}}
     write_safetensors(target, taken.state, {NOTE: json.dumps(note)})
     rest = f"; left out: {', '.join(taken.left)}" if taken.left else ""
