@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from PIL import Image
 from selfdet.data.images import Quarantine, UnreadableImage
 from selfdet.data.labelled import LabelledDataset, SampleBatch, collate_samples
 from selfdet.data.labels import ImageRecord
-from selfdet.data.loader import sample_rng, steps_per_epoch, training_batches
+from selfdet.data.loader import _received, sample_rng, steps_per_epoch, training_batches
+from selfdet.data.workers import DeadWorker
 from selfdet.errors import UserError
 
 Draw = tuple[int, int, float]
@@ -197,3 +200,27 @@ def test_a_mistake_met_in_a_worker_reaches_the_user_as_it_is() -> None:
     with pytest.raises(UserError) as caught:
         stream(Numbers(8, mistake=2), workers=1)
     assert (caught.value.message, caught.value.hint) == ("2.json is wrong", "Mend it")
+
+
+@pytest.mark.parametrize(
+    ("error", "dead"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+        (
+            ConnectionResetError(104, "reset by peer"),
+            True,
+        ),  # while its batch is fetched
+        (FileNotFoundError(2, "no such socket"), True),
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0"), False),
+        (RuntimeError("out of memory"), False),
+    ],
+)
+def test_a_worker_that_dies_is_known_by_what_is_met_then(error: Exception, dead: bool) -> None:
+    class Loader:
+        num_workers = 1
+
+        def __iter__(self) -> Iterator[Any]:
+            raise error
+
+    with pytest.raises(DeadWorker if dead else type(error)):
+        list(_received(cast(Any, Loader()), own_script=True))

@@ -202,8 +202,12 @@ def _received(loader: DataLoader[Any], own_script: bool) -> Iterator[_Loaded]:
         with nullcontext() if own_script else script_hidden():
             batches = iter(loader)
         yield from batches
-    except RuntimeError as error:
-        # torch's words for a worker that ended without an exception of its own.
-        if "DataLoader worker" not in str(error) or "Caught" in str(error):
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        # What a worker itself has raised says so.
+        if not loader.num_workers or "Caught" in str(error):
+            raise
+        # torch's words for a worker that ended without an exception of its own. One that ends while the batch that it
+        # has announced is being fetched from it is met as a connection that breaks, or as a socket that is gone.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise DeadWorker from error
