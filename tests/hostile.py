@@ -427,6 +427,9 @@ case(SHARD_INDEX, "an image called `../…`", "refused", "contradicts itself")(i
 case(SHARD_INDEX, "a shard in another folder", "refused", "is no index of shards")(
     index(lambda index: index.tars.__setitem__(0, "../a.tar"))
 )
+case(SHARD_INDEX, "settings that are a list", "refused", "is no index of shards")(
+    index(lambda index: setattr(index, "written", {"settings": []}))
+)
 
 
 @case(SHARD_INDEX, "random bytes", "refused", "is no index of shards")

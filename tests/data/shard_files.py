@@ -42,6 +42,7 @@ class _Parts(SimpleHTTPRequestHandler):
             self.send_error(404)
             return
         content, asked = path.read_bytes(), self.headers.get("Range")
+        self.server.count(1)  # type: ignore[attr-defined]
         self.server.asked.append((path.name, asked))  # type: ignore[attr-defined]
         if not asked or not self.server.parts:  # type: ignore[attr-defined]
             self.send_response(200)
@@ -54,24 +55,55 @@ class _Parts(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+        self.server.count(-1)  # type: ignore[attr-defined]
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-class Server:
-    """`url` of a folder; `asked`: (file, range) of each request."""
+class _Server(ThreadingHTTPServer):
+    """Lets each request wait a moment for others, and counts how many are there at once."""
 
-    def __init__(self, server: ThreadingHTTPServer) -> None:
+    parts = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), partial(_Parts, directory=str(folder)))
+        self.asked: list[tuple[str, str | None]] = []
+        self.active = self.most = 0
+        self.wait = 0.0
+        self.changed = threading.Condition()
+
+    def count(self, step: int) -> None:
+        with self.changed:
+            self.active += step
+            self.most = max(self.most, self.active)
+            self.changed.notify_all()
+            if step > 0 and self.wait:
+                self.changed.wait_for(lambda: self.most > 1, self.wait)
+
+
+class Server:
+    """`url` of a folder; `asked`: (file, range) of each request; `most`: requests that were there at once."""
+
+    def __init__(self, server: _Server) -> None:
+        self.server = server
         self.url = f"http://127.0.0.1:{server.server_port}"
-        self.asked: list[tuple[str, str | None]] = server.asked  # type: ignore[attr-defined]
+        self.asked = server.asked
+
+    @property
+    def most(self) -> int:
+        return self.server.most
+
+    def let_wait(self, seconds: float) -> None:
+        """From now on a request waits so long for a second one, until two have been there at once."""
+        self.server.wait = seconds
 
 
 @contextmanager
 def served(folder: Path, parts: bool = True) -> Iterator[Server]:
     """Serve a folder over HTTP to this machine; with `parts` off whole files only."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Parts, directory=str(folder)))
-    server.asked, server.parts = [], parts  # type: ignore[attr-defined]
+    server = _Server(folder)
+    server.parts = parts
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -230,6 +230,17 @@ def test_shards_at_a_url_are_read_in_parts_and_named_alike(folder: Path) -> None
         assert same(batches(paths), batches(list_images(folder)))
 
 
+def test_the_images_of_a_batch_are_asked_for_at_once_and_each_once(folder: Path) -> None:
+    list_images(folder)
+    with served(folder) as server:
+        paths = list_images(server.url)
+        server.asked.clear()
+        server.let_wait(20.0)
+        assert same(batches(paths), batches(list_images(folder)))
+        assert server.most > 1
+        assert len([name for name, asked in server.asked if asked]) == 12
+
+
 def test_the_index_at_a_url_is_used_so_that_no_head_is_asked_for(folder: Path) -> None:
     list_images(folder)
     with served(folder) as server:

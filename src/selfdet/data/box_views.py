@@ -173,6 +173,10 @@ class BoxViewDataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    def path_of(self, index: int) -> str:
+        """The file of image `index`."""
+        return str(self.records[index].path)
+
     def load(self, index: int, epoch: int) -> tuple[Sample, Sample]:
         """Decode image `index` once and make both views of it for `epoch`. Raises: UnreadableImage."""
         sample = replace(read_sample(self.records[index]), labels=None)

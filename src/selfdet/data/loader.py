@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from selfdet.data.images import Quarantine, UnreadableImage
+from selfdet.data.shards import fetch_ahead
 from selfdet.data.workers import DeadWorker, script_hidden, start_method, start_worker
 from selfdet.errors import UserError
 
@@ -164,6 +165,14 @@ class _Guarded(Dataset[_Loaded]):
     def __init__(self, dataset: TrainingDataset[Any], seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[_Loaded]:
+        """The items of a step; torch asks for them together where it can."""
+        path_of = getattr(self.dataset, "path_of", None)
+        if path_of is not None:  # of what is read over a network all is asked for before one is waited for
+            with suppress(UserError, OSError):  # `load` meets it again, and says of which item it is
+                fetch_ahead(path_of(index) for _, index in keys)
+        return [self[key] for key in keys]
 
     def __getitem__(self, key: tuple[int, int]) -> _Loaded:
         epoch, index = key

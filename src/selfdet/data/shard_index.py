@@ -189,7 +189,7 @@ def load_index(file: Path, shown: str = "") -> ShardIndex:
             arrays = {name: array.copy() for name, array in arrays.items()}
         if not _is_note(note):
             raise ValueError("its note is not that of one")
-        return ShardIndex(note["tars"], **arrays, left_out=note["left_out"], written=note["written"])
+        return ShardIndex(note["tars"], **arrays, left_out=note["left_out"], written=note.get("written"))
     except (SafetensorError, ValueError, TypeError, OSError) as error:
         raise UserError(f"{shown or file} is no index of shards: {error}", AGAIN) from None
 
@@ -204,5 +204,6 @@ def _is_note(note: Any) -> bool:
         and all(isinstance(tar, str) and tar.endswith(".tar") and not set(tar) & set("/\\\0") for tar in tars)
         and isinstance(left_out, dict)
         and all(isinstance(counts, dict) and all(map(is_integer, counts.values())) for counts in left_out.values())
-        and (written is None or isinstance(written, dict))
+        and (written is None or (isinstance(written, dict) and isinstance(written.get("settings"), dict)))
+        and (written is None or is_integer(written.get("left_out")))
     )

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,6 +80,20 @@ def read_range(place: str, tar: str, start: int, size: int) -> bytes:
     if len(content) < size:
         raise UserError(f"the shard {place}/{tar} ends before byte {start + size}", "Fetch or write it again")
     return bytes(content)
+
+
+def read_ranges(place: str, wanted: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+    """Bytes of tars (tar, start, size) at a URL, all asked for at once; None where that failed."""
+    root = _path(place)
+    paths = [f"{root}/{tar}" for tar, _, _ in wanted]
+    starts = [start for _, start, _ in wanted]
+    ends = [start + size for _, start, size in wanted]
+    try:
+        found = _files(place).cat_ranges(paths, starts, ends, on_error="return")
+    except Exception:  # of any of fsspec's libraries; whoever reads one by one says what is wrong
+        return [None] * len(wanted)
+    right = (isinstance(content, bytes) and len(content) == size for content, (_, _, size) in zip(found, wanted))
+    return [content if good else None for content, good in zip(found, right)]
 
 
 def read_url(url: str) -> bytes | None:

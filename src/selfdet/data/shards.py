@@ -7,8 +7,8 @@ FOLDER is where the tars lie, or one of our own that stands for a URL.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import overload
@@ -16,7 +16,10 @@ from typing import overload
 import numpy as np
 
 from selfdet.data.shard_index import INDEX, ShardIndex, load_index
-from selfdet.data.shard_places import place_of, read_range
+from selfdet.data.shard_places import is_url, place_of, read_range, read_ranges
+
+MOST_AHEAD = 2**28  # bytes that a process fetches before they are needed
+_ahead: dict[str, bytes] = {}
 
 
 class ShardedImages(Sequence[Path]):
@@ -97,11 +100,36 @@ def read_member(path: str | Path) -> bytes | None:
     parts = split_member(path)
     if parts is None:
         return None
+    if (content := _ahead.pop(os.fspath(path), None)) is not None:
+        return content
     folder, tar, name = parts
     found = index_of(folder).find(tar, name) if is_indexed(folder) else None
     if found is None:
         raise FileNotFoundError(os.fspath(path))
     return read_range(place_of(folder), tar, *found)
+
+
+def fetch_ahead(paths: Iterable[str]) -> None:
+    """Ask for images in shards at URLs all at once, so that the next `read_member` of each finds it here.
+
+    In place of waiting for one after the other. What can't be had so is left for `read_member`, and what nobody came
+    for since the last call is forgotten.
+    """
+    _ahead.clear()
+    wanted: dict[str, list[tuple[str, tuple[str, int, int]]]] = defaultdict(list)
+    left = MOST_AHEAD
+    for path in paths:
+        parts = split_member(path)
+        if parts is None or not is_url(place := place_of(parts[0])) or not is_indexed(parts[0]):
+            continue
+        found = index_of(parts[0]).find(parts[1], parts[2])
+        if found is not None and found[1] <= left:
+            left -= found[1]
+            wanted[place].append((path, (parts[1], *found)))
+    for place, each in wanted.items():
+        for (path, _), content in zip(each, read_ranges(place, [ranges for _, ranges in each])):
+            if content is not None:
+                _ahead[path] = content
 
 
 def is_indexed(folder: str) -> bool:

@@ -162,12 +162,16 @@ class ViewDataset:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def path_of(self, index: int) -> str:
+        """The file of image `index`."""
+        return str(self.paths[index])
+
     def load(self, index: int, epoch: int) -> ViewPair:
         """Decode image `index` once and make both views of it for `epoch`.
 
         Raises: `UnreadableImage` when the file cannot be decoded.
         """
-        path = str(self.paths[index])
+        path = self.path_of(index)
         return replace(self.views(read_image(path), epoch, index), path=path)
 
 
