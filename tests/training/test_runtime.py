@@ -42,6 +42,56 @@ def test_what_the_machine_does_not_have_is_refused(monkeypatch: pytest.MonkeyPat
         choose_precision("fp8", "cpu")
 
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}
+SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "6", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "3"}
+
+
+@pytest.mark.parametrize(("name", "given"), [("torchrun", TORCHRUN), ("srun", SRUN)])
+def test_what_a_launcher_has_started_is_taken_or_refused(
+    name: str, given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in given.items():
+        monkeypatch.setenv(key, value)
+    assert runtime.launched() == runtime.Launched(name, 3, 2)
+    with pytest.raises(UserError, match=f"{name} has started 3 × 2 processes .* this command is for 2 × 2"):
+        start_runtime(devices=2, nodes=2)
+    monkeypatch.setenv("SLURM_NTASKS", "7")
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    with pytest.raises(UserError, match="has started 7 processes on 2 machines"):
+        runtime.launched()
+
+
+def test_processes_that_srun_starts_may_work_alone_and_those_of_torchrun_may_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key, value in SRUN.items():
+        monkeypatch.setenv(key, value)
+    threads = torch.get_num_threads()
+    assert start_runtime(devices=1, precision="fp32", threads=threads).fabric.world_size == 1
+    for key, value in TORCHRUN.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match="torchrun has started"):
+        start_runtime(devices=1)
+
+
+def test_one_task_of_slurm_and_a_batch_script_start_their_processes_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # a batch script, without srun
+    assert runtime.launched() is None
+    for key, value in {**SRUN, "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}.items():
+        monkeypatch.setenv(key, value)
+    assert runtime.launched() is None
+    threads = torch.get_num_threads()
+    assert start_runtime(precision="fp32", threads=threads).fabric.world_size == 1
+
+
+def test_srun_must_say_how_many_processes_a_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in SRUN.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(UserError, match="--nodes=2 --ntasks-per-node=3 instead of --ntasks"):
+        runtime.launched()
+
+
 def test_threads_are_fixed_and_said() -> None:
     before = torch.get_num_threads()
     try:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from selfdet.data.pixels import normalise
 from selfdet.methods.base import Method
 from selfdet.methods.contrast import nt_xent
 from selfdet.methods.moco import Encoder, check
-from selfdet.methods.momentum import world_size
+from selfdet.methods.momentum import gather, world_size
 from selfdet.methods.statistics import effective_rank, feature_std
 
 if TYPE_CHECKING:
@@ -91,11 +90,14 @@ class SimCLR(Method):
 
 
 def of_all(embeddings: Tensor) -> Tensor:
-    """The (n, D) embeddings of all processes, in rank order, with gradients to each one's own.
+    """The (n, D) embeddings of all processes, in rank order, with gradients to this one's own.
 
-    Every process then computes the whole loss, and each embedding's gradient arrives once from every process: the mean
-    over processes, which data-parallel training takes, is the gradient of the loss.
+    Every process then computes the whole loss. Its own embeddings get their gradient as many times as there are
+    processes: the mean over these, which data-parallel training takes, is the gradient of the loss.
     """
-    if world_size() == 1:
+    world = world_size()
+    if world == 1:
         return embeddings
-    return torch.cat(list(all_gather(embeddings)))
+    everyone, start = gather(embeddings)
+    own = embeddings.detach() + world * (embeddings - embeddings.detach())
+    return torch.cat([everyone[:start], own, everyone[start + len(own) :]])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -120,6 +121,8 @@ def fit(
                 save(run.last)
                 hint = f"{error.hint}. Step {progress.step} is saved: the same command with --resume continues it"
                 raise UserError(error.message, hint) from None
+            if fabric.global_rank:
+                torch.manual_seed(_seed_of(recipe.seed, progress.step, fabric.global_rank))
             rate = schedule(progress.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -160,7 +163,8 @@ def fit(
 def optimiser_step(
     wrapped: Any, optimizer: Any, parts: Sequence[Any], fabric: Fabric, clip: float, step: int
 ) -> dict[str, float]:
-    """One optimiser step on the mean gradient of micro-batches of equal size; returns the mean of each loss.
+    """One optimiser step on the mean gradient of micro-batches of equal size, over all processes; returns the mean of
+    each loss.
 
     A batch has `.to(device)`, or is a list that the method moves itself. `step` is its number, for the error.
     Raises: UserError, with the weights untouched, when a loss or the gradient is not finite.
@@ -176,16 +180,21 @@ def optimiser_step(
         names = list(losses)
         rows.append(torch.stack([value.detach() for value in losses.values()]))
     norm = _gradient_norm(wrapped, optimizer, fabric, clip)
+    mean = torch.stack(rows).mean(0)
+    if fabric.world_size > 1:
+        mean = fabric.all_reduce(mean, reduce_op="mean")  # type: ignore[assignment]
     # One transfer for all figures: each would make the host wait for the device.
-    *figures, norms = torch.stack([*rows, norm.to(rows[0]).expand_as(rows[0])]).tolist()
+    *figures, means, norms = torch.stack([*rows, mean, norm.to(mean).expand_as(mean)]).tolist()
     for part, row in zip(parts, figures):
         bad = [name for name, value in zip(names, row) if not math.isfinite(value)]
         if bad:
             raise _not_finite(f"loss ({', '.join(bad)})", step, part)
+    if not all(map(math.isfinite, means)):
+        raise UserError(f"the loss is not finite at step {step} in another process", "Its own error names the images")
     if not math.isfinite(norms[0]):
         raise _not_finite("gradient", step, parts[0])
     optimizer.step()
-    return {name: sum(column) / len(column) for name, column in zip(names, zip(*figures))}
+    return dict(zip(names, means))
 
 
 def _gradient_norm(wrapped: Any, optimizer: Any, fabric: Fabric, clip: float) -> Tensor:
@@ -197,6 +206,11 @@ def _gradient_norm(wrapped: Any, optimizer: Any, fabric: Fabric, clip: float) ->
         norm = torch.nn.utils.get_total_norm([p.grad for p in wrapped.parameters() if p.grad is not None])
     # A gradient scaler (fp16) meets infinities on purpose and leaves out the step itself.
     return torch.zeros_like(norm) if getattr(fabric.strategy.precision, "scaler", None) is not None else norm
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    """What a process but the first draws from in a step, as the checkpoint holds the first one's generators only."""
+    return int(np.random.SeedSequence((seed % 2**64, step, rank)).generate_state(1, np.uint64)[0])
 
 
 def _not_finite(what: str, step: int, batch: Any) -> UserError:

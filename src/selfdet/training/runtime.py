@@ -5,12 +5,20 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -97,11 +105,49 @@ def choose_precision(asked: str, device: str) -> str:
     return "fp32"
 
 
+@dataclass(frozen=True)
+class Launched:
+    """Processes that somebody else has started: `devices` on each of `nodes` machines, by a launcher of this `name`."""
+
+    name: str
+    devices: int
+    nodes: int
+
+
+def launched() -> Launched | None:
+    """What torchrun or srun has started; None where this is the only process so far, as in a batch script of SLURM.
+
+    Raises: UserError for processes that are not spread evenly over the machines.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        name, world, devices = "torchrun", int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = world // devices
+    # A batch script sees the job's tasks as well, but only srun makes them, in a step.
+    elif "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        name, world = "srun", int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1"))
+        nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES", "1"))
+        devices = world // nodes
+        if world > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise UserError(
+                f"srun has started {world} processes without being told how many on a machine",
+                f"Give sbatch or srun --nodes={nodes} --ntasks-per-node={devices} instead of --ntasks",
+            )
+    else:
+        return None
+    if devices * nodes != world:
+        raise UserError(
+            f"{name} has started {world} processes on {nodes} machines, which is not as many on each",
+            "Start the same number of processes on every machine",
+        )
+    return Launched(name, devices, nodes) if world > 1 else None
+
+
 def start_runtime(*, devices: int | str = "auto", nodes: int = 1, precision: str = "auto", threads: int = 0) -> Runtime:
     """Choose the device, launch the processes and fix the thread count.
 
-    `devices`: a number of processes, or `auto` (every GPU; one process on a CPU). `threads` 0 keeps torch's choice.
-    Raises: UserError when the devices asked for are not there.
+    `devices`: a number of processes on each of `nodes` machines, or `auto`: as many as torchrun or srun has started;
+    else every GPU, one process on a CPU. `threads` 0 keeps torch's choice.
+    Raises: UserError when the devices asked for are not there, or are not those that a launcher has started.
     """
     if torch.cuda.is_available():
         accelerator, found = "cuda", torch.cuda.device_count()
@@ -109,32 +155,74 @@ def start_runtime(*, devices: int | str = "auto", nodes: int = 1, precision: str
         accelerator, found = "mps", 1
     else:
         accelerator, found = "cpu", os.cpu_count() or 1
-    try:
-        count = (1 if accelerator == "cpu" else found) if devices == "auto" else int(devices)
-    except ValueError:
-        raise UserError(f"--devices {devices} is not a number", "Give a number of processes or auto") from None
-    if not 1 <= count <= found:
-        raise UserError(f"--devices {count}: this machine has {found} ({accelerator})", f"Use 1 to {found}")
     if nodes < 1:
         raise UserError(f"--nodes {nodes} is not a number of machines", "Use 1 or more")
     if threads < 0:
         raise UserError(f"--threads {threads} is not a number of threads", "Use 0 for torch's choice")
+    given = launched()
+    count, nodes = _placed(devices, nodes, 1 if accelerator == "cpu" else found, given)
+    # Processes that are there already may share a processor; a GPU each needs for itself.
+    if count < 1 or (count > found and (given is None or accelerator != "cpu")):
+        raise UserError(f"--devices {count}: this machine has {found} ({accelerator})", f"Use 1 to {found}")
     chosen = choose_precision(precision, accelerator)
-    if threads:
-        torch.set_num_threads(threads)
     several = count * nodes > 1
     # Two queues are 67 MB: broadcasting buffers at every step would cost more than the losses do.
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     unsynced = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     strategy = DDPStrategy(**unsynced) if several else "auto"  # type: ignore[arg-type]
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # what it would say, our first line says
+    plugins: list[Any] = [_environment(given)] if several else []
     fabric = Fabric(
         accelerator=accelerator,
         devices=count,
         num_nodes=nodes,
         strategy=strategy,
-        plugins=[Autocast(MIXED[chosen], accelerator)] if chosen in MIXED else None,
+        plugins=plugins + ([Autocast(MIXED[chosen], accelerator)] if chosen in MIXED else []),
     )
     if several:
         fabric.launch()
+        if given is None and fabric.local_rank > 0:
+            _end_with_the_first()
+    if threads:  # after the launch, which shares the processors among the processes
+        torch.set_num_threads(threads)
     return Runtime(fabric=fabric, precision=chosen, threads=torch.get_num_threads())
+
+
+def _placed(asked: int | str, nodes: int, usual: int, given: Launched | None) -> tuple[int, int]:
+    """The number of processes on a machine and of machines."""
+    if asked == "auto":
+        count = usual if given is None else given.devices
+        nodes = given.nodes if given is not None and nodes == 1 else nodes
+    else:
+        try:
+            count = int(asked)
+        except ValueError:
+            raise UserError(f"--devices {asked} is not a number", "Give a number of processes or auto") from None
+    # What srun starts may work alone, side by side; torchrun is for processes that work together.
+    alone = count * nodes == 1 and given is not None and given.name == "srun"
+    if given is not None and (count, nodes) != (given.devices, given.nodes) and not alone:
+        raise UserError(
+            f"{given.name} has started {given.devices} × {given.nodes} processes (on a machine × machines), "
+            f"and this command is for {count} × {nodes}",
+            "Leave out --devices and --nodes, or start as many; a verb without these flags is started once",
+        )
+    return count, nodes
+
+
+def _environment(given: Launched | None) -> ClusterEnvironment:
+    """Named rather than found: in a batch script of SLURM processes are ours to start, which nothing else knows."""
+    if given is None:
+        return LightningEnvironment()
+    return TorchElasticEnvironment() if given.name == "torchrun" else SLURMEnvironment()
+
+
+def _end_with_the_first() -> None:
+    """Let a process that the first one has started not outlive it: it would wait for it, and keep its GPU."""
+    first = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == first:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-the-first", daemon=True).start()

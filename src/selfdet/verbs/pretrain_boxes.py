@@ -61,7 +61,8 @@ def pretrain_boxes(call: Call, images: str, boxes: str | None, settings: Proposa
             Reporter(RunDir(call.out).log_file).record(
                 f"{plural(found['boxes'], 'proposal')} in {plural(found['images'], 'image')}: {file}"
             )
-    # Not a barrier: finding boxes may take longer than a process waits at one.
+    # Not a barrier: finding boxes may take longer than a process waits at one. Should the first process end without
+    # them, this one ends too: who has started them sees to that, and where it was the first itself, `start_runtime`.
     while not file.is_file():
         time.sleep(1.0)
     return file
