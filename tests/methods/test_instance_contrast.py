@@ -308,3 +308,20 @@ def test_another_fallback_is_refused() -> None:
 
 def test_all_losses_are_found_in_one_place() -> None:
     assert contrast.instance_contrast is instance_contrast
+
+
+def test_places_of_other_processes_are_negatives_as_background_is() -> None:
+    online, teacher, online_ids, teacher_ids = views("mixed")
+    elsewhere = embeddings(3, seed=2)
+    instance_contrast(online, teacher, online_ids, teacher_ids, others=elsewhere).backward()
+    found, online.grad = online.grad, None
+    with_background = torch.cat([teacher_ids, torch.full((3,), -1)])
+    expected = instance_contrast(online, torch.cat([teacher, elsewhere]), online_ids, with_background)
+    expected.backward()
+    torch.testing.assert_close(found, online.grad)
+
+
+def test_the_ids_of_the_mean_are_counted() -> None:
+    online_ids, teacher_ids = (torch.tensor(ids) for ids in LAYOUTS["absent from the teacher"])
+    assert module.counted_ids(online_ids, teacher_ids) == 3
+    assert module.counted_ids(online_ids, teacher_ids, "skip") == 1

@@ -14,7 +14,7 @@ from selfdet.data.class_maps import IGNORED, MaskedImage
 from selfdet.data.images import Quarantine, UnreadableImage
 from selfdet.data.labelled import KEPT
 from selfdet.data.loader import sample_rng
-from selfdet.data.mask_labels import MaskLabels
+from selfdet.data.mask_labels import MaskLabels, MaskRecord
 from selfdet.data.pixels import IMAGENET_MEAN, resize
 from selfdet.errors import UserError
 
@@ -125,12 +125,16 @@ def collate_masked(items: Sequence[MaskedImage]) -> MaskedBatch:
     )
 
 
-def readable(labels: MaskLabels, quarantine: Quarantine) -> Iterator[MaskedImage]:
+def readable(
+    labels: MaskLabels, quarantine: Quarantine, records: Sequence[MaskRecord] | None = None
+) -> Iterator[MaskedImage]:
     """The images in order, as they are in their files; unreadable ones are entered in `quarantine` and left out.
+
+    `records`: those of the labels that are read, all if None.
 
     Raises: UserError when more than the quarantine bears.
     """
-    for record in labels.records:
+    for record in labels.records if records is None else records:
         try:
             yield labels.read(record)
         except UnreadableImage as error:

@@ -17,6 +17,7 @@ from selfdet.detectors.base import Detector
 from selfdet.errors import UserError
 from selfdet.evaluation.detection import evaluate_detections, to_coco_results
 from selfdet.evaluation.missrate import miss_rates
+from selfdet.evaluation.sharing import SharedQuarantine, as_in_the_first, of_all, own_chunks
 from selfdet.evaluation.voc import voc_scores
 
 BATCH = 8  # images at a time; an image's detections don't depend on the others
@@ -37,13 +38,19 @@ def detect(
     stream = iter(samples)
     done = 0
     while chunk := list(islice(stream, batch_size)):
-        with fabric.autocast():
-            found = detector.find(chunk)
-        for sample, detections in zip(chunk, found, strict=True):
-            yield sample, {name: value if name == "masks" else value.cpu() for name, value in detections.items()}
+        yield from _detect_together(detector, chunk, fabric)
         done += len(chunk)
         if seen is not None:
             seen(done)
+
+
+def _detect_together(
+    detector: Detector, chunk: Sequence[Sample], fabric: Fabric
+) -> Iterator[tuple[Sample, dict[str, Any]]]:
+    with fabric.autocast():
+        found = detector.find(chunk)
+    for sample, detections in zip(chunk, found, strict=True):
+        yield sample, {name: value if name == "masks" else value.cpu() for name, value in detections.items()}
 
 
 def above(detections: Mapping[str, Any], threshold: float) -> dict[str, Any]:
@@ -75,17 +82,26 @@ def score(
     `image_size`: long side in pixels at which images are shown; `category_ids`: the label file's ids of the
     detector's classes, in the detector's order (the label file's own order if not given). Classes of the label file
     that the detector does not know are not evaluated (`unknown_classes`). Images that can't be read are entered in
-    `quarantine` and left out with their objects.
+    `quarantine` and left out with their objects. Several processes share the images, and each returns the whole.
     Raises: UserError when more images than the quarantine bears, or all of them, can't be read.
     """
     ids = list(labels.category_ids if category_ids is None else category_ids)
     quarantine = Quarantine(len(labels)) if quarantine is None else quarantine
-    samples = evaluation_samples(labels.records, image_size, quarantine)
-    results: list[dict[str, Any]] = []
-    image_ids: list[int] = []
-    for sample, detections in detect(detector, samples, fabric, batch_size, seen):
-        image_ids.append(sample.image_id)
-        results += to_coco_results(sample.image_id, detections, ids)
+    shared = SharedQuarantine(quarantine, fabric)
+    as_in_the_first(detector, fabric)
+    rows: list[tuple[int, int, list[dict[str, Any]]]] = []
+    done = 0
+    for number, records in own_chunks(labels.records, batch_size, fabric):
+        if samples := list(evaluation_samples(records, image_size, shared.own)):
+            for sample, detections in _detect_together(detector, samples, fabric):
+                rows.append((number, sample.image_id, to_coco_results(sample.image_id, detections, ids)))
+        done += len(records)
+        if seen is not None:
+            seen(min(len(labels), done * fabric.world_size))
+    shared.close()
+    rows = sorted(of_all(rows, fabric), key=lambda row: row[0])  # within a chunk in its own order
+    image_ids = [image for _, image, _ in rows]
+    results = [result for _, _, found in rows for result in found]
     if not image_ids:
         raise UserError(f"none of the {len(labels)} images of {labels.file} can be read", "Check the files")
     unknown = unknown_classes(labels, ids)

@@ -19,6 +19,7 @@ from selfdet.data.pixels import resize
 from selfdet.detectors.segmenter import Segmenter, enlarge
 from selfdet.errors import UserError
 from selfdet.evaluation.segmentation import Confusion
+from selfdet.evaluation.sharing import SharedQuarantine, as_in_the_first, of_all, own_chunks
 from selfdet.models.backbones import evaluating
 
 BATCH = 8
@@ -50,13 +51,16 @@ def segment(
     """
     stream, done = iter(items), 0
     while chunk := list(islice(stream, sight.batch_size)):
-        with fabric.autocast(), evaluating(segmenter), torch.no_grad():
-            scores = image_scores(segmenter, [item.image for item in chunk], sight)
-            found = [own.argmax(0).to(torch.uint8).cpu() for own in scores]
-        yield from zip(chunk, found)
+        yield from zip(chunk, _classes(segmenter, chunk, sight, fabric))
         done += len(chunk)
         if seen is not None:
             seen(done)
+
+
+def _classes(segmenter: Segmenter, chunk: Sequence[MaskedImage], sight: Sight, fabric: Fabric) -> list[Tensor]:
+    with fabric.autocast(), evaluating(segmenter), torch.no_grad():
+        scores = image_scores(segmenter, [item.image for item in chunk], sight)
+        return [own.argmax(0).to(torch.uint8).cpu() for own in scores]
 
 
 def score_segmentation(
@@ -70,13 +74,25 @@ def score_segmentation(
 ) -> dict[str, Any]:
     """`Confusion.scores` of a segmenter on labels in its own order of classes, at the images' own sizes.
 
-    Images that can't be read are entered in `quarantine` and left out.
+    Images that can't be read are entered in `quarantine` and left out. Several processes share the images, and each
+    returns the whole.
     Raises: UserError when more than the quarantine bears, or all, can't be read.
     """
     quarantine = Quarantine(len(labels)) if quarantine is None else quarantine
-    confusion = Confusion(len(labels.classes))
-    for item, found in segment(segmenter, readable(labels, quarantine), sight, fabric, seen):
-        confusion.add(item.classes, found)
+    shared = SharedQuarantine(quarantine, fabric)
+    as_in_the_first(segmenter, fabric)
+    confusion, done = Confusion(len(labels.classes)), 0
+    for _, records in own_chunks(labels.records, sight.batch_size, fabric):
+        if chunk := list(readable(labels, shared.own, records)):
+            for item, found in zip(chunk, _classes(segmenter, chunk, sight, fabric)):
+                confusion.add(item.classes, found)
+        done += len(records)
+        if seen is not None:
+            seen(min(len(labels), done * fabric.world_size))
+    shared.close()
+    parts = of_all([[confusion.images, confusion.counts.tolist()]], fabric)
+    confusion.images = sum(images for images, _ in parts)
+    confusion.counts = torch.tensor([counts for _, counts in parts]).sum(0)
     if not confusion.images:
         raise UserError(f"none of the {len(labels)} images of {labels.file} can be read", "Check the files")
     return confusion.scores(labels.classes)

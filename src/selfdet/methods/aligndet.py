@@ -19,8 +19,9 @@ from selfdet.detectors.base import Batch, Detector, Regions
 from selfdet.detectors.optim import freeze
 from selfdet.methods.base import Method
 from selfdet.methods.contrast import instance_contrast
+from selfdet.methods.instance_contrast import counted_ids
 from selfdet.methods.moco import check
-from selfdet.methods.momentum import Draws, update_average
+from selfdet.methods.momentum import Draws, gather, update_average, world_size
 from selfdet.methods.region_statistics import region_figures
 from selfdet.models.folding import Folding
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from selfdet.data.sample import Sample
 
 FALLBACKS = ("query", "skip")
+NEGATIVES = ("local", "gathered")
 
 
 class AlignDet(Method):
@@ -43,6 +45,8 @@ class AlignDet(Method):
         train_backbone: train the backbone too; the teacher then has an averaged one of its own.
         samples: places taken of a view (see the detector's `regions`); as many as the paper took if None.
         fallback: what an id without a place in the teacher's view is compared with, see `instance_contrast`.
+        negatives: the places that a query is told from: those of its own process, "local" (the method), or those of
+            all processes, "gathered", which contrasts as one process does on the batch of all.
         seed: of the projection heads and of the drawing of places.
 
     The online detector sees one view, the teacher the other, without gradient; the places of each view get their ids
@@ -64,6 +68,7 @@ class AlignDet(Method):
         train_backbone: bool = False,
         samples: int | None = None,
         fallback: str = "query",
+        negatives: str = "local",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -72,8 +77,9 @@ class AlignDet(Method):
         check(0 <= momentum_start <= 1, f"momentum is {momentum_start}, expected 0 to 1", "0.996 is usual")
         check(samples is None or samples >= 1, f"samples is {samples}, expected 1 or more", "2048 is usual")
         check(fallback in FALLBACKS, f"fallback is {fallback!r}, expected {' or '.join(FALLBACKS)}", "query is usual")
+        check(negatives in NEGATIVES, f"negatives are {negatives!r}, expected local or gathered", "local is usual")
         self.temperature, self.momentum_start, self.train_backbone = temperature, momentum_start, train_backbone
-        self.samples, self.fallback = samples, fallback
+        self.samples, self.fallback, self.negatives = samples, fallback, negatives
         self.detector = detector
         body = detector.backbone.net
         if not train_backbone:
@@ -146,10 +152,23 @@ class AlignDet(Method):
         """The contrast of each stage of the detector and its own losses, weighted and summed over the stages."""
         losses: dict[str, Tensor] = {}
         for q, k in zip(online, teacher):
-            contrast = instance_contrast(q.embeddings, k.embeddings, q.ids, k.ids, self.temperature, self.fallback)
+            contrast = self._contrast(q, k)
             for name, loss in {"contrast": contrast, **q.losses}.items():
                 losses[name] = losses.get(name, 0.0) + q.weight * loss
         return losses
+
+    def _contrast(self, q: Regions, k: Regions) -> Tensor:
+        """The contrast of the places of both views, with negatives from the places of other processes if asked."""
+        local = (q.embeddings, k.embeddings, q.ids, k.ids, self.temperature, self.fallback)
+        if self.negatives == "local" or world_size() == 1:
+            return instance_contrast(*local)
+        own = torch.cat([q.embeddings.detach(), k.embeddings])
+        everyone, start = gather(own)
+        others = torch.cat([everyone[:start], everyone[start + len(own) :]])
+        count = torch.tensor([float(counted_ids(q.ids, k.ids, self.fallback))], device=own.device)
+        # Each process has the mean over its own ids: weighted, their mean over processes is that over all ids.
+        share = count / gather(count)[0].mean().clamp(min=1 / world_size())
+        return instance_contrast(*local, others) * share.squeeze()
 
     def after_step(self, step: int, total_steps: int | None = None) -> None:
         """Average the teacher: `step` of `total_steps` is done, counted from 0."""

@@ -32,6 +32,7 @@ def instance_contrast(
     teacher_ids: Tensor,
     temperature: float = 0.5,
     fallback: str = "query",
+    others: Tensor | None = None,
 ) -> Tensor:
     """The mean over ids of the mean over (query, key) pairs of -log( exp(q·k/τ) / (exp(q·k/τ) + Σ exp(q·k⁻/τ)) ).
 
@@ -48,6 +49,7 @@ def instance_contrast(
         teacher_ids: (R',) int64, of the same objects.
         temperature: τ > 0.
         fallback: "query" as above; "skip" leaves ids that the teacher has not got out of the mean.
+        others: (M, D), of any length, more negatives of all queries, as constants: the places of other processes.
 
     Returns:
         A scalar in float32 (float64 where an input is): 0 on the graph when no id has a query and a key. Memory is
@@ -67,17 +69,27 @@ def instance_contrast(
         asking = (online_ids >= 0) & present if fallback == "skip" else online_ids >= 0
         query_rows, query_ids = _ascending(online_ids, asking)
         key_rows, key_ids = _ascending(ids, torch.cat([asking & ~present, teacher_ids >= 0]))
-        bank_ids, bank_rows = ids.sort()
+        bank, bank_ids = both.detach(), ids
+        if others is not None:
+            bank = torch.cat([bank, _unit(others.detach().to(dtype))])
+            bank_ids = torch.cat([ids, ids.new_full((len(others),), -1)])
+        bank_ids, bank_rows = bank_ids.sort()
         return _GroupedInfoNCE.apply(
             z.index_select(0, query_rows),
             both.index_select(0, key_rows),
-            both.detach().index_select(0, bank_rows),
+            bank.index_select(0, bank_rows),
             query_ids,
             key_ids,
             bank_ids,
             float(temperature),
             torch.is_grad_enabled() and both.requires_grad,
         )
+
+
+def counted_ids(online_ids: Tensor, teacher_ids: Tensor, fallback: str = "query") -> int:
+    """The number of ids that `instance_contrast` takes the mean over: (R,) int64 and (R',) int64 as there."""
+    counted = online_ids[online_ids >= 0].unique()
+    return len(counted) if fallback == "query" else int(torch.isin(counted, teacher_ids).sum())
 
 
 class _GroupedInfoNCE(torch.autograd.Function):

@@ -168,7 +168,7 @@ def run_cell(bench: Bench, cell: Cell, lr: float, minutes: float) -> dict[str, A
         asked: dict[str, Any] = {"data": bench.val_data, "images": bench.val_images, "miss_rate": bench.miss_rate}
         if cell.kind == "rate":
             asked = {"data": bench.file(cell.labels, "outside"), "images": bench.images}
-        asked |= {"precision": bench.precision, "threads": bench.threads}
+        asked |= {"precision": bench.precision, "devices": 1, "threads": bench.threads}
         scores = evaluate(init=str(folder), **asked)
     return _result(bench, cell, told, scores, time.monotonic() - begun)
 

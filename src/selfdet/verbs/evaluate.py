@@ -15,7 +15,7 @@ from selfdet.evaluation.missrate import miss_rate_lines
 from selfdet.interchange.starts import match_categories, open_detector, resolve_start
 from selfdet.training.log import Reporter
 from selfdet.training.rundir import write_text
-from selfdet.training.runtime import start_runtime
+from selfdet.training.runtime import launched, start_runtime
 from selfdet.verbs.evaluate_segmentation import evaluate_segmentation, refuse
 
 
@@ -30,6 +30,8 @@ def evaluate(
     sliding: bool = False,
     batch_size: int = 8,
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto",
+    devices: int | None = None,
+    nodes: int = 1,
     threads: int = 0,
 ) -> dict[str, Any]:
     """Measure a detector's COCO AP, by size and by class, of boxes and, where it gives masks, of these.
@@ -47,7 +49,10 @@ def evaluate(
         sliding: let a segmenter see images through windows of the size it was trained on, not as a whole.
         batch_size: images at a time; changes speed only.
         precision: auto takes bf16 where the hardware multiplies it.
-        threads: CPU threads; 0 for torch's choice.
+        devices: number of processes on this machine that share the images; those that torchrun or srun has started,
+            else one, if not given.
+        nodes: number of machines.
+        threads: CPU threads of a process; 0 for torch's choice.
 
     Raises: UserError when the run holds nothing fine-tuned or the label file lacks a class of it.
 
@@ -55,11 +60,12 @@ def evaluate(
         selfdet evaluate --init runs/ft --data labels/val.json --images photos/
     """
     target = None if out is None else new_file(out)
+    places: dict[str, Any] = {"devices": ("auto" if launched() else 1) if devices is None else devices, "nodes": nodes}
     check_batch_size(batch_size)
     start = resolve_start(init)
     if start.kind == "segmenter":
         refuse({"--out": out is not None, "--miss-rate": miss_rate}, init, "segmentation")
-        runtime = start_runtime(devices=1, precision=precision, threads=threads)
+        runtime = start_runtime(**places, precision=precision, threads=threads)
         look = {"image_size": image_size, "sliding": sliding, "batch_size": batch_size}
         return evaluate_segmentation(start, init, data, images, runtime, **look)
     refuse({"--sliding": sliding}, init, "detection")
@@ -68,8 +74,8 @@ def evaluate(
     size = note["image_size"] if image_size is None else image_size
     detector.backbone.check_image_size(size, any_shape=True)
     category_ids = match_categories(note["classes"], labels)
-    runtime = start_runtime(devices=1, precision=precision, threads=threads)
-    reporter, unreadable = Reporter(), Quarantine(len(labels))
+    runtime = start_runtime(**places, precision=precision, threads=threads)
+    reporter, unreadable = Reporter(quiet=not runtime.first), Quarantine(len(labels))
     with reporter.counting(len(labels), "images") as seen:
         scores, results = score(
             runtime.place(detector),
@@ -94,7 +100,7 @@ def evaluate(
         reporter.line(line)
     if detector.has_masks and "mask" not in scores:
         reporter.line("the detector's masks are not evaluated, as no object in the label file has a segmentation")
-    if target is not None:
+    if target is not None and runtime.first:
         write_text(target, json.dumps(results))
     return scores
 

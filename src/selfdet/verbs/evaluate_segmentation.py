@@ -24,7 +24,7 @@ def evaluate_segmentation(
     """
     segmenter, note = load_segmenter(start)
     labels = load_mask_labels(data, images).in_order_of(note["classes"])
-    reporter, unreadable = Reporter(), Quarantine(len(labels))
+    reporter, unreadable = Reporter(quiet=not runtime.first), Quarantine(len(labels))
     with reporter.counting(len(labels), "images") as seen:
         scores = score_segmentation(
             runtime.place(segmenter), labels, sight_of(note, **sight), runtime.fabric, seen=seen, quarantine=unreadable

@@ -54,6 +54,8 @@ class DetectorStageSettings(StageSettings):
         momentum: of the teacher after the first step; it rises to 1.
         boxes_per_image: proposals taken of an image, the first ones; what the method's authors took if not given.
         samples: places that are compared, of an image or of a batch as the detector has it; 2048 if not given.
+        negatives: what the places of an object are told from: other places in the same process (local), or those of all
+            processes too (gathered), which is the same with one.
         teacher_rois: regions that an R-CNN's teacher compares: those that its own RPN finds (rpn, if not given), or the
             proposals alone, which is cheaper.
     """
@@ -66,6 +68,7 @@ class DetectorStageSettings(StageSettings):
     momentum: float = 0.996
     boxes_per_image: int | None = None
     samples: int | None = None
+    negatives: Literal["local", "gathered"] = "local"
     teacher_rois: Literal["rpn", "proposals"] | None = None
 
 
@@ -119,6 +122,8 @@ def pretrain_detector(
     )
     method_options: dict[str, Any] = {"temperature": asked.temperature, "momentum_start": asked.momentum}
     method_options |= {"samples": asked.samples, "train_backbone": train_backbone, "seed": call.seed}
+    if asked.negatives != "local":
+        method_options["negatives"] = asked.negatives
     method = AlignDet(net, **method_options)
     groups = parameter_groups(net, {"last": CLASSIFIER}, call.weight_decay, asked.norm_decay, keep_box_outputs=True)
     groups.append({"name": "projector", "lr_scale": 1.0, "params": list(method.projector.parameters())})
