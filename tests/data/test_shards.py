@@ -202,6 +202,7 @@ def test_batches_are_those_of_the_same_files_in_a_folder(folder: Path, tmp_path:
     assert same(batches(list_images(folder)), batches(files))
 
 
+@pytest.mark.slow
 def test_two_workers_and_a_late_start_change_no_batch(folder: Path) -> None:
     whole = batches(list_images(folder))
     assert same(batches(list_images(folder), workers=2, start=3), whole[3:])

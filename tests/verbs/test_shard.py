@@ -211,6 +211,7 @@ def test_a_run_from_shards_resumes_to_the_same_weights(
     assert same_weights(tmp_path / "cut", trained)
 
 
+@pytest.mark.slow
 def test_boxes_found_in_shards_train_a_detector_from_them(scenes: Path, shards: Path, tmp_path: Path) -> None:
     boxes = tmp_path / "boxes.json"
     found = proposals(images=str(shards), out=str(boxes), workers=1, side=96)
