@@ -96,3 +96,15 @@ def test_the_image_size_is_the_images_own_within_reason(sides: list[tuple[int, i
 
 def test_a_default_is_printed_with_its_reason() -> None:
     assert defaults.Default(0.075, "0.3 × 64/256").line("learning rate") == "learning rate: 0.075 (0.3 × 64/256)"
+
+
+def test_detr_is_trained_with_adamw_at_its_rate_and_warned_of() -> None:
+    assert [defaults.detector_optimizer(key) for key in ("fcos", "detr")] == ["sgd", "adamw"]
+    assert defaults.detector_lr(8, "detr") == defaults.detector_lr(8, "detr", "adamw")
+    assert defaults.detector_lr(8, "detr").value == pytest.approx(5e-5)
+    assert defaults.detector_lr(8, "detr", "sgd").value == pytest.approx(5e-3)
+    assert defaults.slow_learner("fcos", 100, 400, 8) == defaults.slow_learner("detr", 118_287, 500_000, 16) == []
+    assert (
+        "from 3,200 views of 100 images expect far less of it than of fcos"
+        in defaults.slow_learner("detr", 100, 400, 8)[0]
+    )

@@ -226,6 +226,11 @@ def test_fine_tuning_takes_over_everything_but_the_last_layers(
     said = capfd.readouterr().err
     for part in ("backbone", "neck", "head"):
         assert f"{part:<10}  100.0%" in said
+    # Of pre-training and of fine-tuning; which also take another optimiser.
+    assert said.count("warning: detr learns slowly") == (2 if detector == "detr" else 0)
+    for stage in ("pre/stages/detector", "tuned"):
+        config = yaml.safe_load((tmp_path / stage / "config.yaml").read_text())
+        assert config["optimizer"] == ("adamw" if detector == "detr" else "sgd")
 
 
 def test_box_outputs_are_kept_where_asked(scenes: Path, tmp_path: Path, whole: Path) -> None:
@@ -284,7 +289,8 @@ def test_a_pre_trained_detector_predicts_objects(whole: Path, scenes: Path, tmp_
 def test_every_detector_goes_from_pre_training_to_fine_tuning_and_detections(
     scenes: Path, tmp_path: Path, detector: str, capfd: Capture
 ) -> None:
-    widths = {name: WIDTHS[name] for name in ("fpn_channels", *(("head_convs",) if "rcnn" not in detector else ()))}
+    own = {"fcos": WIDTHS, "retinanet": WIDTHS, "detr": ()}.get(detector, ("fpn_channels",))
+    widths = {name: WIDTHS[name] for name in own}
     widths = dict.fromkeys(WIDTHS) | widths
     tiny_aligndet(scenes, tmp_path / "pre", detector=detector, steps=1, **widths)
     changes = {"init": str(tmp_path / "pre"), "steps": 1, **dict.fromkeys(WIDTHS)}

@@ -108,6 +108,10 @@ class Detector(Network):
     def projector(self, dim: int) -> nn.Module:
         """A new head that gives places embeddings of size `dim`: what `regions` takes. It is no part of `.net`."""
 
+    def shared(self) -> list[nn.Module]:
+        """What the teacher of box-domain pre-training has in common with this detector, beside a frozen backbone."""
+        return []
+
     @abstractmethod
     def regions(
         self,

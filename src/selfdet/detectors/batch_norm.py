@@ -31,7 +31,7 @@ def apply_batch_norm(network: Network, policy: str) -> None:
     if policy == "frozen":
         backbone = network.parts()["backbone"]
         for name, module in network.net.named_modules():
-            if isinstance(module, _BatchNorm) and name.startswith("backbone.") and backbone.holds(f"{name}."):
+            if isinstance(module, _BatchNorm) and not name.startswith("roi_heads.") and backbone.holds(f"{name}."):
                 module.requires_grad_(False)
                 network.frozen_norms.add(name)
                 if type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.affine and module.track_running_stats:

@@ -23,8 +23,11 @@ def pyramid_levels(detector: str, image_size: int) -> list[Level]:
     """The levels of a detector over a usual backbone (its finest map has stride 4), finest first.
 
     Sizes are those of `box_size`: FCOS takes at a box's centre the level of which half its long side is 4 to 8 anchor
-    sides; of the others it is the one with the anchor nearest in size. The ends take what is left over.
+    sides; of the others it is the one with the anchor nearest in size. The ends take what is left over. DETR
+    has one level.
     """
+    if detector == "detr":  # its queries see all of the one map
+        return [Level(32, 0.0, float("inf"))]
     if detector == "fcos":
         strides = [8, 16, 32, 64, 128]
         edges = [16.0 * side for side in level_sides(image_size, strides)][:-1]

@@ -7,13 +7,14 @@ from typing import Literal
 
 from selfdet.detectors.base import Detector
 from selfdet.detectors.cascade_rcnn import cascade_rcnn
+from selfdet.detectors.detr import detr
 from selfdet.detectors.faster_rcnn import faster_rcnn
 from selfdet.detectors.fcos import fcos
 from selfdet.detectors.mask_rcnn import mask_rcnn
 from selfdet.detectors.retinanet import retinanet
 
 # The keys, for the command line.
-DetectorKey = Literal["fcos", "retinanet", "faster_rcnn", "mask_rcnn", "cascade_rcnn"]
+DetectorKey = Literal["fcos", "retinanet", "faster_rcnn", "mask_rcnn", "cascade_rcnn", "detr"]
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "fcos": fcos,
@@ -21,4 +22,5 @@ DETECTORS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
     "mask_rcnn": mask_rcnn,
     "cascade_rcnn": cascade_rcnn,
+    "detr": detr,
 }

@@ -23,6 +23,7 @@ NAMES = {
     "faster_rcnn": "Faster R-CNN",
     "mask_rcnn": "Mask R-CNN",
     "cascade_rcnn": "Cascade R-CNN",
+    "detr": "DETR",
 }
 TRAINING = ("backbone", "detector")  # the stages of `pretrain` that train
 

@@ -91,7 +91,10 @@ class AlignDet(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.projector = detector.projector(embedding_dim).to(next(detector.parameters()))
-        self.teacher = copy.deepcopy(detector, {} if train_backbone else {id(body): body}).requires_grad_(False)
+        common = [*detector.shared(), *([] if train_backbone else [body])]
+        self.teacher = copy.deepcopy(detector, {id(module): module for module in common}).requires_grad_(False)
+        for module in detector.shared():
+            module.requires_grad_(True)
         self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.draws = Draws(seed)
         self._momentum = momentum_start

@@ -17,6 +17,8 @@ ASKED = "asked"
 LARGE = 500_000
 # Images a step where nothing is asked, on a CPU and on a GPU.
 BATCHES = {"backbone": (64, 256), "detector": (8, 16), "finetune": (8, 8)}
+TRANSFORMERS = {"detr"}  # detectors that SGD does not train
+ENOUGH = 50 * 118_287  # views from which on they need no warning
 
 
 class Default(NamedTuple):
@@ -151,13 +153,29 @@ def finetune_steps(images: int, batch: int) -> Default:
     return Default(value, f"24 passes over {plural(images, 'labelled image')}, within 400…12,000 steps")
 
 
-def detector_lr(batch: int, detector: str, optimizer: OptimizerName = "sgd") -> Default:
+def detector_optimizer(detector: str) -> OptimizerName:
+    """What trains the detector of this key where nothing was asked: AdamW where there is a transformer, else SGD."""
+    return "adamw" if detector in TRANSFORMERS else "sgd"
+
+
+def slow_learner(detector: str | None, images: int, steps: int, batch: int) -> list[str]:
+    """A warning where the detector of this key needs more than it will see. Source: DETR learns COCO in 500 epochs."""
+    if detector not in TRANSFORMERS or steps * batch >= ENOUGH:
+        return []
+    return [
+        f"warning: {detector} learns slowly, on COCO in 50 to 500 passes over 118,287 images; from {steps * batch:,} views "
+        f"of {plural(images, 'image')} expect far less of it than of fcos"
+    ]
+
+
+def detector_lr(batch: int, detector: str, optimizer: OptimizerName | None = None) -> Default:
     """Peak learning rate for the detector of this key, in both stages that train one.
 
     Source: AlignDet: at batch 16 with SGD 0.02 for R-CNNs, 0.01 for one-stage detectors, with AdamW 0.0001; in
     proportion to the batch.
     """
-    base = 1e-4 if optimizer == "adamw" else 0.02 if detector.endswith("rcnn") else 0.01
+    name = optimizer or detector_optimizer(detector)
+    base = 1e-4 if name == "adamw" else 0.02 if detector.endswith("rcnn") else 0.01
     return Default(base * batch / 16, f"{base} × {batch}/16, for {detector}")
 
 

@@ -61,7 +61,7 @@ def finetune(
     lr_scale: PartScales | None = None,
     weight_decay: float = 1e-4,
     norm_decay: float | None = None,
-    optimizer: OptimizerName = "sgd",
+    optimizer: OptimizerName | None = None,
     warmup_steps: int | None = None,
     lr_steps: Sequence[int] | None = None,
     batch_norm: Literal["auto", "train", "frozen", "sync"] = "auto",
@@ -118,7 +118,7 @@ def finetune(
         lr_scale: learning rate of single parts, as a multiple of lr; 1 if not given.
         weight_decay: weight decay of the optimiser; 0.05 is usual with adamw.
         norm_decay: weight decay of norms and of transformers' tables of positions; that of all others if not given.
-        optimizer: sgd with momentum 0.9, or adamw, as transformers are trained.
+        optimizer: sgd with momentum 0.9, or adamw, as transformers are trained; adamw for detr, else sgd, if not given.
         warmup_steps: steps of linear warm-up; a tenth of the run, at most 500, if not given.
         lr_steps: steps from which on the learning rate is divided by ten; three quarters and eleven twelfths of the
             run if not given.
@@ -193,6 +193,7 @@ def finetune(
     )
     images_per_step, total = int(length.batch.value), int(length.steps.value)
     kept = snapshot_epochs(snapshots, total, length.per_epoch)
+    optimizer = optimizer or job.usual_optimizer(start)
     usual = job.usual_rate(images_per_step, start, optimizer)
     rate = usual if lr is None else Default(lr, ASKED)
     size = of_preset.size(job.usual_size(labels)) if image_size is None else Default(image_size, ASKED)
@@ -249,6 +250,7 @@ def finetune(
         f"{len(chosen)} of {plural(len(labels), 'labelled image')}, with {job.objects(chosen)} "
         f"({subset.scheme} {subset.fraction:g}, seed {subset.seed}, hash {subset.hash[:12]})",
         *said,
+        *defaults.slow_learner(note.get("detector"), len(chosen), total, images_per_step),
         *job.remarks(labels, chosen, held_out, dataset),
         *advice(start, rate, weight_decay, asked=lr is not None, keep_box_outputs=keep_box_outputs),
         report=report,

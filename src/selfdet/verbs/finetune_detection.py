@@ -60,6 +60,10 @@ class Detection(Task[Labels, HeldOut, Detector, LabelledDataset]):
         """See `finetune_steps`."""
         return defaults.finetune_steps(images, batch)
 
+    def usual_optimizer(self, start: Start) -> OptimizerName:
+        """See `detector_optimizer`."""
+        return defaults.detector_optimizer(detector_of(start, self.detector))
+
     def usual_rate(self, batch: int, start: Start, optimizer: OptimizerName) -> Default:
         """See `detector_lr`."""
         return defaults.detector_lr(batch, detector_of(start, self.detector), optimizer)

@@ -87,6 +87,10 @@ class Segmentation(Task[MaskLabels, HeldOutMasks, Segmenter, MaskedDataset]):
         """See `segmentation_steps`."""
         return defaults.segmentation_steps(images, batch)
 
+    def usual_optimizer(self, start: Start) -> OptimizerName:
+        """SGD, as published."""
+        return "sgd"
+
     def usual_rate(self, batch: int, start: Start, optimizer: OptimizerName) -> Default:
         """See `segmentation_lr`."""
         return defaults.segmentation_lr(batch, optimizer)

@@ -80,6 +80,10 @@ class Task(ABC, Generic[Labelled, Held, Net, Data]):
         """Optimiser steps where nothing was asked."""
 
     @abstractmethod
+    def usual_optimizer(self, start: Start) -> OptimizerName:
+        """The optimiser where nothing was asked."""
+
+    @abstractmethod
     def usual_rate(self, batch: int, start: Start, optimizer: OptimizerName) -> Default:
         """Learning rate where nothing was asked."""
 

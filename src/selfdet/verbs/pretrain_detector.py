@@ -48,7 +48,7 @@ class DetectorStageSettings(StageSettings):
         warmup_steps: steps of linear warm-up; a tenth of the stage, at most 500, if not given.
         lr_epochs: passes after which the learning rate is divided by ten; three quarters and eleven twelfths of the
             stage if not given.
-        optimizer: sgd with momentum 0.9, or adamw, as transformers are trained.
+        optimizer: sgd with momentum 0.9, or adamw, as transformers are trained; adamw for detr, else sgd, if not given.
         norm_decay: weight decay of norms and of transformers' tables of positions; that of all others if not given.
         temperature: τ of the contrast of objects.
         momentum: of the teacher after the first step; it rises to 1.
@@ -62,7 +62,7 @@ class DetectorStageSettings(StageSettings):
 
     warmup_steps: int | None = None
     lr_epochs: Sequence[int] | None = None
-    optimizer: OptimizerName = "sgd"
+    optimizer: OptimizerName | None = None
     norm_decay: float | None = None
     temperature: float = 0.5
     momentum: float = 0.996
@@ -107,7 +107,8 @@ def pretrain_detector(
     length = detector_length(call, len(records), asked)
     images_per_step, total = int(length.batch.value), int(length.steps.value)
     snapshots = call.snapshots("detector", asked, length)
-    usual = defaults.detector_lr(images_per_step, about["detector"], asked.optimizer)
+    optimizer = asked.optimizer or defaults.detector_optimizer(about["detector"])
+    usual = defaults.detector_lr(images_per_step, about["detector"], optimizer)
     rate = usual if asked.lr is None else Default(asked.lr, ASKED)
     most = net.boxes_per_image if asked.boxes_per_image is None else asked.boxes_per_image
     recipe = call.recipe(
@@ -117,7 +118,7 @@ def pretrain_detector(
         schedule="step",
         warmup_steps=min(500, total // 10) if asked.warmup_steps is None else asked.warmup_steps,
         clip=CLIP if clip is None else clip,
-        optimizer=asked.optimizer,
+        optimizer=optimizer,
         lr_steps=None if asked.lr_epochs is None else tuple(epoch * length.per_epoch for epoch in asked.lr_epochs),
     )
     method_options: dict[str, Any] = {"temperature": asked.temperature, "momentum_start": asked.momentum}
@@ -150,6 +151,7 @@ def pretrain_detector(
         f"AlignDet over {about['detector']} on {plural(len(taken), 'image')} of {about['images']} with "
         f"{plural(boxes, 'proposal')}; {runtime.describe}",
         *call.said,
+        *defaults.slow_learner(about["detector"], len(taken), total, images_per_step),
         report=report,
         choices={"batch size": length.batch, "steps": length.steps, "learning rate": rate, "image size": size},
     )
