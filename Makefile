@@ -44,6 +44,7 @@ check: $(VENV)/.installed
 reference: $(VENV)/.installed
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/make_plan.py
 
 # Coverage-guided fuzzing of every reader, a minute each, or of some: make fuzz READERS="coco voc" EACH=600
 READERS ?= coco coco_checked voc yolo yolo_rows image tar shard_index text_list given proposals unfinished weights torch_weights \

@@ -70,3 +70,14 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(scenes: Path, tmp_pa
     assert done.returncode == 2
     assert "--batch-size 3 can't be shared by 2 processes × 1 micro-batch" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_first(scenes: Path, tmp_path: Path) -> None:
+    # The others wait for the boxes that the first is to find. That this returns at all says that none is left: it
+    # would hold the pipes open.
+    (tmp_path / "boxes.json").write_text("no JSON")
+    words = ["--images", str(scenes / "images"), "--out", str(tmp_path / "run"), *flags({**PRETRAIN, **WIDTHS})]
+    done = command("pretrain", *words, "--stages", "detector", "--boxes", str(tmp_path / "boxes.json"))
+    assert done.returncode == 2
+    assert "is not JSON" in done.stderr
