@@ -13,6 +13,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from selfdet.detectors._torchvision import (
     ExactAnchorGenerator,
     FCOSHead,
+    UnroundedAnchorGenerator,
     anchors_of,
     assignment,
     box_losses,
@@ -186,3 +187,15 @@ def test_retinanets_nine_anchors_of_a_cell_come_ratio_by_ratio():
     assert sides[:3] == [[22, 12], [28, 14], [36, 18]]  # half as high as wide
     assert sides[3:6] == [[16, 16], [20, 20], [24, 24]]  # 25, its half rounded
     assert found[9:18].equal(found[:9] + torch.tensor([8.0, 0, 8, 0]))
+
+
+def test_anchors_that_are_not_rounded_keep_their_areas_and_strides():
+    generator = UnroundedAnchorGenerator(((32,), (64,)), (0.5, 1.0, 2.0), [8, 16])
+    maps = [torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 2, 2)]
+    (found,) = generator(ImageList(torch.zeros(1, 3, 24, 32), [(24, 32)]), maps)
+    sides = found[:, 2:] - found[:, :2]
+    torch.testing.assert_close(sides.prod(1), torch.cat([torch.full((36,), 32.0**2), torch.full((12,), 64.0**2)]))
+    torch.testing.assert_close(sides[:3, 1] / sides[:3, 0], torch.tensor([0.5, 1.0, 2.0]))
+    # The second map is 2 cells high in an image of 24 px: the library would take 12 for its stride.
+    centres = ((found[:, 2:] + found[:, :2]) / 2)[36::3]
+    torch.testing.assert_close(centres, torch.tensor([[0.0, 0.0], [16.0, 0.0], [0.0, 16.0], [16.0, 16.0]]))

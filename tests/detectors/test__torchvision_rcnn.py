@@ -12,6 +12,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import MultiScaleRoIAlign
 
 from selfdet.detectors._torchvision_rcnn import (
+    AlignedRoIAlign,
     ExactScaleRoIAlign,
     FastRCNNConvFCHead,
     TwoMLPHead,
@@ -232,3 +233,15 @@ def test_masks_are_pasted_into_their_boxes():
     assert not pasted[0, :6].any()
     assert pasted[1, 2:18, :8].all()
     assert paste(masks[:0], torch.zeros(0, 4), (40, 48)).shape == (0, 40, 48)
+
+
+def test_aligned_pooling_samples_the_plane_where_it_is():
+    # A map whose value is the column's centre: the mean of a region is its middle, half a pixel before torchvision's.
+    pool = AlignedRoIAlign([4, 8], 7)
+    maps = {str(level): (torch.arange(32 // 2**level) + 0.5).expand(1, 1, 8, -1) for level in (0, 1)}
+    boxes = [torch.tensor([[20.0, 4.0, 60.0, 28.0], [21.0, 5.0, 22.0, 6.0]])]
+    pooled = pool(maps, boxes, [(32, 128)])
+    torch.testing.assert_close(pooled.mean((1, 2, 3)), torch.tensor([40.0 / 4, 21.5 / 4]))
+    old = ExactScaleRoIAlign([4, 8], 7)(maps, boxes, [(32, 128)])
+    torch.testing.assert_close(old[0].mean(), torch.tensor(40.0 / 4 + 0.5))
+    assert pool(maps, [torch.zeros(0, 4)], [(32, 128)]).shape == (0, 1, 7, 7)

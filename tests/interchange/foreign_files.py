@@ -179,6 +179,52 @@ def detectron2() -> Any:
     return {"model": state, "__author__": "MOCO", "matching_heuristics": True}
 
 
+def random(*shape: int, std: float = 0.05) -> Tensor:
+    return torch.randn(*shape) * std
+
+
+def layer(name: str, *shape: int, std: float = 0.05) -> State:
+    bias = shape[1] if "upsample" in name else shape[0]
+    return {f"{name}.weight": random(*shape, std=std), f"{name}.bias": random(bias, std=std)}
+
+
+def mmdet(classes: int = 3, masks: bool = True, width: int = 64, box_head: str = "2fc") -> Any:
+    """mmdet's Mask or Faster R-CNN over a ResNet-18."""
+    state = under("backbone.", body())
+    torch.manual_seed(3)
+    for level, channels in enumerate((64, 128, 256, 512)):
+        state |= layer(f"neck.lateral_convs.{level}.conv", width, channels, 1, 1)
+        state |= layer(f"neck.fpn_convs.{level}.conv", width, width, 3, 3)
+    state |= layer("rpn_head.rpn_conv", width, width, 3, 3)
+    state |= layer("rpn_head.rpn_cls", 3, width, 1, 1, std=0.1) | layer("rpn_head.rpn_reg", 12, width, 1, 1, std=0.02)
+    head = "roi_head.bbox_head"
+    if box_head == "2fc":
+        state |= layer(f"{head}.shared_fcs.0", 1024, width * 49) | layer(f"{head}.shared_fcs.1", 1024, 1024)
+    else:
+        for convolution in range(4):
+            state |= layer(f"{head}.shared_convs.{convolution}.conv", width, width, 3, 3)
+        state |= layer(f"{head}.shared_fcs.0", 1024, width * 49)
+    state |= layer(f"{head}.fc_cls", classes + 1, 1024, std=0.02) | layer(
+        f"{head}.fc_reg", 4 * classes, 1024, std=0.005
+    )
+    if masks:
+        for convolution in range(4):
+            channels = 256 if convolution else width
+            state |= layer(f"roi_head.mask_head.convs.{convolution}.conv", 256, channels, 3, 3)
+        state |= layer("roi_head.mask_head.upsample", 256, 256, 2, 2)
+        state |= layer("roi_head.mask_head.conv_logits", classes, 256, 1, 1)
+    return {"meta": {"CLASSES": ("cat", "dog", "cow")[:classes], "config": "style='pytorch'"}, "state_dict": state}
+
+
+def aligndet() -> Any:
+    """What AlignDet saves: the detector that it trains, with an embedding for a classifier, and its teacher's."""
+    state = mmdet(masks=False, box_head="4conv1fc")["state_dict"]
+    state = {name: value for name, value in state.items() if ".fc_cls." not in name and ".fc_reg." not in name}
+    state |= layer("roi_head.bbox_head.fc_cls.0", 1024, 1024) | layer("roi_head.bbox_head.fc_cls.2", 256, 1024)
+    state |= layer("roi_head.bbox_head.fc_reg", 1024, 1024)
+    return {"state_dict": {**under("online_backbone.", state), **under("target_backbone.", state)}}
+
+
 # The content of a file, the network in it, and its tensors under the library's names.
 FILES: dict[str, tuple[Callable[[], Any], str, Callable[[], State]]] = {
     "torchvision": (resnet18, "resnet18", body),
@@ -195,6 +241,8 @@ FILES: dict[str, tuple[Callable[[], Any], str, Callable[[], State]]] = {
     "simmim": (simmim, "swin_tiny_patch4_window7_224", swin),
     "lightly": (lightly, "resnet18", body),
     "detectron2": (detectron2, "resnet18", body),
+    "mmdet": (mmdet, "resnet18", body),
+    "aligndet": (aligndet, "resnet18", body),
 }
 # Whose names are those of another format as well: told as that one where nobody says which it is.
 ALSO = {"mmpretrain": "mmselfsup"}

@@ -23,6 +23,7 @@ __all__ = [
     "FCOSHead",
     "OneStageNet",
     "RetinaNet",
+    "UnroundedAnchorGenerator",
     "anchors_of",
     "assignment",
     "box_losses",
@@ -50,6 +51,35 @@ class ExactAnchorGenerator(AnchorGenerator):
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         super().set_cell_anchors(exact, device)
+
+
+class UnroundedAnchorGenerator(ExactAnchorGenerator):
+    """Anchors whose sides are no whole pixels, on levels whose strides are known, as mmdet and detectron2 place them.
+
+    torchvision rounds the corners of anchors, by up to half a pixel, and guesses the coarsest stride from the padding.
+    """
+
+    def __init__(self, sizes: tuple[tuple[int, ...], ...], ratios: tuple[float, ...], strides: list[int]) -> None:
+        super().__init__(sizes, (ratios,) * len(sizes))
+        self.strides = strides
+
+    def generate_anchors(
+        self,
+        scales: list[int],
+        aspect_ratios: list[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> Tensor:
+        """The anchors (N, 4) xyxy px of a cell at 0, in the library's order: each ratio with every scale."""
+        sides = torch.as_tensor(scales, dtype=dtype, device=device)
+        roots = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()[:, None]
+        halves = torch.stack([(sides / roots).flatten(), (sides * roots).flatten()], 1) / 2
+        return torch.cat([-halves, halves], 1)
+
+    def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+        """The anchors (N, 4) xyxy px of each level."""
+        known = [[torch.full_like(side, stride) for side in sides] for stride, sides in zip(self.strides, strides)]
+        return super().grid_anchors(grid_sizes, known)
 
 
 def retinanet_head(channels: int, anchors: int, num_classes: int, convs: int) -> RetinaNetHead:

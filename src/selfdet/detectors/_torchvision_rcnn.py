@@ -23,10 +23,11 @@ from torchvision.models.detection.roi_heads import (
     maskrcnn_loss,
     paste_masks_in_image,
 )
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
 __all__ = [
+    "AlignedRoIAlign",
     "ExactScaleRoIAlign",
     "FastRCNNConvFCHead",
     "FastRCNNPredictor",
@@ -80,6 +81,24 @@ class ExactScaleRoIAlign(MultiScaleRoIAlign):
         self.scales = [1 / stride for stride in strides]
         finest, coarsest = (int(math.log2(strides[end])) for end in (0, -1))
         self.map_levels = initLevelMapper(finest, coarsest, canonical_scale, self.canonical_level)
+
+
+class AlignedRoIAlign(ExactScaleRoIAlign):
+    """Pooling as mmdet and detectron2 do it: cells are points half a pixel from their corners, and each bin of a
+    region averages as many samples as it spans cells. torchvision's is half a cell off, with 2 × 2 samples."""
+
+    def forward(self, x: Maps, boxes: list[Tensor], image_shapes: Sizes) -> Tensor:
+        """Regions (R, C, cells, cells) of the maps (B, C, H/stride, W/stride), of `boxes` (R, 4) xyxy px an image."""
+        maps = [x[name] for name in self.featmap_names]
+        levels = self.map_levels(boxes)
+        rows = torch.cat([torch.full_like(each[:, :1], row) for row, each in enumerate(boxes)])
+        rois = torch.cat([rows, torch.cat(boxes)], 1)
+        pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
+        for level, (features, scale) in enumerate(zip(maps, self.scales)):
+            places = torch.where(levels == level)[0]
+            own = roi_align(features, rois[places].to(features.dtype), self.output_size, scale, -1, aligned=True)
+            pooled = pooled.index_put((places,), own.to(pooled.dtype))
+        return pooled
 
 
 def _exact(value: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def c4_detector(num_classes: int, backbone: Backbone, options: dict[str, Any]) -
         raise UserError(
             f"neck c4 on backbone {backbone.name}", "take a ResNet of torchvision, such as resnet50, or fpn"
         )
-    for name, usual in (("fpn_channels", 256), ("neck_norm", None), ("box_head", "2fc")):
+    for name, usual in (("fpn_channels", 256), ("neck_norm", None), ("box_head", "2fc"), ("regions", "rounded")):
         if options[name] != usual:
             raise UserError(f"{name} {options[name]!r} with neck c4", f"leave {name} out: it is for the neck fpn")
     image_size = options["image_size"]

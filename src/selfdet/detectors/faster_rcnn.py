@@ -6,8 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from selfdet.detectors._torchvision import ExactAnchorGenerator
-from selfdet.detectors._torchvision_rcnn import ExactScaleRoIAlign, FasterRCNN, FastRCNNConvFCHead, TwoMLPHead
+from selfdet.detectors._torchvision import ExactAnchorGenerator, UnroundedAnchorGenerator
+from selfdet.detectors._torchvision_rcnn import (
+    AlignedRoIAlign,
+    ExactScaleRoIAlign,
+    FasterRCNN,
+    FastRCNNConvFCHead,
+    TwoMLPHead,
+)
 from selfdet.detectors.anchors import RATIOS, working_scale
 from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.detectors.c4 import c4_detector
@@ -17,7 +23,12 @@ from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
 from selfdet.models.fpn import NORMS, BackboneWithFPN
 
-CHOICES = {"neck": ("fpn", "c4"), "box_head": ("2fc", "4conv1fc"), "teacher_rois": TEACHER_ROIS}
+CHOICES = {
+    "neck": ("fpn", "c4"),
+    "box_head": ("2fc", "4conv1fc"),
+    "teacher_rois": TEACHER_ROIS,
+    "regions": ("rounded", "exact"),
+}
 REPRESENTATION = 1024  # features of a RoI
 RESOLUTION = 7  # cells of a RoI, along and across
 
@@ -41,6 +52,7 @@ def faster_rcnn(
     score_threshold: float = 0.01,
     detections: int = 100,
     teacher_rois: str = "rpn",
+    regions: str = "rounded",
 ) -> TwoStage:
     """Faster R-CNN over `backbone`, its weights untouched.
 
@@ -53,6 +65,8 @@ def faster_rcnn(
     that images will have: it sets the sides of the anchors and which regions a level gets (`working_scale`).
     `score_threshold` and `detections` bound an image's result. `teacher_rois`: what the teacher of box-domain
     pre-training embeds, "rpn", the regions of its own RPN, or "proposals", the given boxes alone, which is cheaper.
+    `regions`: "rounded", anchors and pooling as torchvision's, or "exact", as mmdet's and detectron2's, for a pyramid:
+    weights of the one are off by half a pixel in the other (`UnroundedAnchorGenerator`, `AlignedRoIAlign`).
 
     Raises: UserError for values out of range.
     Source: Ren et al. 2015, Faster R-CNN; torchvision.models.detection.FasterRCNN. Its losses and numbers are that
@@ -68,6 +82,7 @@ def faster_rcnn(
         "score_threshold": score_threshold,
         "detections": detections,
         "teacher_rois": teacher_rois,
+        "regions": regions,
     }
     check_rcnn(num_classes, backbone, options)
     detector: TwoStage
@@ -85,11 +100,14 @@ def pyramid_settings(backbone: Backbone, options: dict[str, Any]) -> dict[str, A
     channels, image_size, neck_norm = options["fpn_channels"], options["image_size"], options["neck_norm"]
     body = BackboneWithFPN(backbone, channels, neck_norm, extra="pool")
     scale = working_scale(image_size)
-    anchors = tuple((int(8 * stride * scale),) for stride in body.strides)
+    sides = tuple((int(8 * stride * scale),) for stride in body.strides)
+    exact = options.get("regions") == "exact"
+    anchors = UnroundedAnchorGenerator(sides, RATIOS, body.strides) if exact else None
+    pool = AlignedRoIAlign if exact else ExactScaleRoIAlign
     return {
         "backbone": body,
-        "rpn_anchor_generator": ExactAnchorGenerator(anchors, (RATIOS,) * len(anchors)),
-        "box_roi_pool": ExactScaleRoIAlign(body.strides[:-1], RESOLUTION, int(224 * scale)),
+        "rpn_anchor_generator": anchors or ExactAnchorGenerator(sides, (RATIOS,) * len(sides)),
+        "box_roi_pool": pool(body.strides[:-1], RESOLUTION, int(224 * scale)),
         "box_head": build_box_head(options["box_head"], channels, neck_norm),
         **rcnn_settings(backbone, body.strides[-2], image_size, options["score_threshold"], options["detections"]),
     }

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from selfdet.detectors._torchvision_rcnn import (
-    ExactScaleRoIAlign,
     MaskRCNN,
     mask_logits,
     mask_loss,
@@ -77,6 +76,7 @@ def mask_rcnn(
     score_threshold: float = 0.01,
     detections: int = 100,
     teacher_rois: str = "rpn",
+    regions: str = "rounded",
 ) -> MaskRCNNDetector:
     """Mask R-CNN on a pyramid of strides 4 to 64 over `backbone`, its weights untouched; masks of 28 × 28 cells a box.
 
@@ -94,11 +94,12 @@ def mask_rcnn(
         "score_threshold": score_threshold,
         "detections": detections,
         "teacher_rois": teacher_rois,
+        "regions": regions,
     }
     check_rcnn(num_classes, backbone, options)
     settings = pyramid_settings(backbone, options)
     boxes = settings["box_roi_pool"]
-    masks = ExactScaleRoIAlign(settings["backbone"].strides[:-1], RESOLUTION, boxes.canonical_scale)
+    masks = type(boxes)(settings["backbone"].strides[:-1], RESOLUTION, boxes.canonical_scale)
     net = MaskRCNN(num_classes=num_classes + 1, mask_roi_pool=masks, **settings)
     detector = MaskRCNNDetector(net, backbone, num_classes, options)
     apply_batch_norm(detector, batch_norm)

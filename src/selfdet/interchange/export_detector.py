@@ -14,7 +14,7 @@ from selfdet.training.rundir import write_text
 
 WEIGHTS, DESCRIPTION, PROGRAM = "detector.safetensors", "detector.json", "rebuild.py"
 TRAINING = {"batch_norm", "teacher_rois"}  # options of a detector that leave its detections alone
-PYRAMID = {"fpn_channels", "neck_norm", "box_head"}  # those that say nothing of one without a pyramid
+PYRAMID = {"fpn_channels", "neck_norm", "box_head", "regions"}  # those that say nothing of one without a pyramid
 
 
 def write_detector(folder: Path, detector: Detector, note: Mapping[str, Any]) -> None:

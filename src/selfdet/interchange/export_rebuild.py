@@ -40,7 +40,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image, roi_align
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
 from torchvision.transforms.v2 import InterpolationMode
@@ -181,10 +181,49 @@ def timm_features(name: str) -> Any:
                 raise
 
 
+class Unrounded(AnchorGenerator):
+    """Anchors as mmdet and detectron2 place them: not rounded to whole pixels, at the strides of the maps."""
+
+    strides: list[int]
+
+    def generate_anchors(
+        self,
+        scales: list[int],
+        aspect_ratios: list[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> Tensor:
+        sides = torch.as_tensor(scales, dtype=dtype, device=device)
+        roots = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()[:, None]
+        halves = torch.stack([(sides / roots).flatten(), (sides * roots).flatten()], 1) / 2
+        return torch.cat([-halves, halves], 1)
+
+    def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+        known = [[torch.full_like(side, stride) for side in sides] for stride, sides in zip(self.strides, strides)]
+        return super().grid_anchors(grid_sizes, known)
+
+
+class Aligned(MultiScaleRoIAlign):
+    """Regions as mmdet and detectron2 cut them out: cells half a pixel from their corners, as many samples as cells."""
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[Any]) -> Tensor:
+        levels = self.map_levels(boxes)
+        rows = torch.cat([torch.full_like(each[:, :1], row) for row, each in enumerate(boxes)])
+        rois, maps = torch.cat([rows, torch.cat(boxes)], 1), [x[name] for name in self.featmap_names]
+        cut = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
+        for level, (features, scale) in enumerate(zip(maps, self.scales)):
+            own = levels == level
+            cut[own] = roi_align(features, rois[own], self.output_size, scale, -1, aligned=True)
+        return cut
+
+
 def anchors(config: dict[str, Any]) -> AnchorGenerator:
     """The anchors of each level."""
     sizes = tuple(tuple(level) for level in config["anchor_sizes"])
-    return AnchorGenerator(sizes, (tuple(config["aspect_ratios"]),) * len(sizes))
+    exact = config.get("regions") == "exact"
+    made = (Unrounded if exact else AnchorGenerator)(sizes, (tuple(config["aspect_ratios"]),) * len(sizes))
+    made.strides = config["strides"]
+    return made
 
 
 def one_stage(config: dict[str, Any]) -> dict[str, Any]:
@@ -228,6 +267,8 @@ def pool(config: dict[str, Any], cells: int) -> MultiScaleRoIAlign:
     side = 2 * strides[-1]
     maps = {name: torch.zeros(1, 1, side // stride, side // stride) for name, stride in zip(names, strides)}
     cut(maps, [torch.tensor([[0.0, 0.0, side, side]])], [(side, side)])
+    if config.get("regions") == "exact":
+        cut.__class__ = Aligned  # the same, with the strides that it has found
     return cut
 
 

@@ -27,6 +27,8 @@ FormatKey = Literal[
     "simmim",
     "lightly",
     "detectron2",
+    "mmdet",
+    "aligndet",
 ]
 
 
@@ -50,6 +52,8 @@ class Format:
 
 
 USUAL_CONTAINERS = ("state_dict", "model", "network")
+NO_FORMAT = "unknown"
+DETECTOR_FORMATS = ("mmdet", "aligndet")
 SHARED_CONTAINERS = (*USUAL_CONTAINERS, "blobs")  # those that don't tell a format
 CLASSIFIER = "the classifier"
 MM = Format(
@@ -66,8 +70,24 @@ OPENSELFSUP = Format(
     (r"(module\.)?encoder_q\.0\.",),
 )
 
+MMDET = Format(
+    "a Faster or Mask R-CNN, equal in what it finds; of any other detector the backbone (`--part backbone`)",
+    "nothing",
+    ("backbone.",),
+    (r"backbone\.", r"(roi_head|bbox_head|rpn_head)\."),
+    networks=("ResNet", "Swin"),
+)
+
 # In the order in which they are tried where nobody says which one it is: the telling names first.
 FORMATS: dict[str, Format] = {
+    "aligndet": Format(
+        "backbone, pyramid, RPN and box head of the R-CNN that it pre-trained; of another detector the backbone",
+        "the teacher, and the last layers, which start afresh",
+        ("online_backbone.backbone.",),
+        (r"online_backbone\.backbone\.",),
+        networks=("ResNet", "Swin"),
+    ),
+    "mmdet": MMDET,
     "densecl": Format(
         OPENSELFSUP.taken, OPENSELFSUP.left, OPENSELFSUP.prefixes, (r"(module\.)?encoder_q\.0\.", r"queue2$")
     ),

@@ -155,8 +155,9 @@ def import_backbone(
         more = [*more, line]
     outside = {each.partition(".")[0] for each in tensors if not each.startswith(prefix)}
     inside = {each.partition(".")[0] for each in state} - {each.partition(".")[0] for each in backbone.net.state_dict()}
-    whole = {each: _whole(each, value, state) for each, value in backbone.net.state_dict().items()}
-    return Imported(backbone, whole, key, report, [*said, *more], sorted(outside | inside))
+    return Imported(
+        backbone, full_tensors(backbone.net.state_dict(), state), key, report, [*said, *more], sorted(outside | inside)
+    )
 
 
 def taken(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> TransferReport:
@@ -212,11 +213,14 @@ def with_own_pixels(backbone: Backbone, state: State, pixels: Pixels | None) -> 
     return {**state, first: weight * factors}, line
 
 
-def _whole(name: str, wanted: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """The tensor of this name in the network's type; what counts batches, and old files lack, begins at 0."""
-    if name not in state:
-        return torch.zeros(wanted.shape, dtype=wanted.dtype, device="cpu")
-    return state[name].to(wanted.dtype)
+def full_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> State:
+    """The tensors of a network, of the types of its `own`; what counts batches, and old files lack, begins at 0."""
+    return {
+        name: state[name].to(wanted.dtype)
+        if name in state
+        else torch.zeros(wanted.shape, dtype=wanted.dtype, device="cpu")
+        for name, wanted in own.items()
+    }
 
 
 def _unknown(

@@ -6,19 +6,31 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from selfdet.data.untrusted import expanded
 from selfdet.errors import UserError
-from selfdet.interchange.formats import FormatKey
-from selfdet.interchange.imports import NotTakenError, Pixels, import_backbone, read_content
-from selfdet.interchange.starts import NOTE, backbone_note
+from selfdet.interchange.formats import DETECTOR_FORMATS, NO_FORMAT, FormatKey, recognise
+from selfdet.interchange.imports import Imported, NotTakenError, Pixels, import_backbone, read_content
+from selfdet.interchange.mmdet import ImportedDetector, import_detector
+from selfdet.interchange.relatives import PRETRAINED
+from selfdet.interchange.starts import NOTE, backbone_note, detector_note
 from selfdet.interchange.weights import write_safetensors
 from selfdet.training.log import Reporter
 
 
 def import_weights(
-    *, file: str, out: str, format: FormatKey = "auto", backbone: str | None = None, pixels: Pixels | None = None
+    *,
+    file: str,
+    out: str,
+    format: FormatKey = "auto",
+    part: Literal["detector", "backbone"] | None = None,
+    backbone: str | None = None,
+    pixels: Pixels | None = None,
+    classes: list[str] | None = None,
+    image_size: int | None = None,
 ) -> dict[str, Any]:
     """Make a weights file of another program one that `--init` and `--backbone-weights` take.
 
@@ -30,10 +42,13 @@ def import_weights(
         file: .safetensors, .pt, .pth, .ckpt or detectron2's .pkl.
         out: weights file to write.
         format: whose file it is; auto goes by its names.
+        part: what of it; the detector of mmdet and aligndet, of all others the backbone, if not given.
         backbone: the network, where its shapes don't tell (other networks of timm than ResNets, ViTs and Swins).
         pixels: what the network was trained on: rgb, normalised as the library does; bgr, the same with blue first;
             caffe, blue first in 0…255 with the mean taken off. What isn't rgb becomes so, in the first convolution.
             rgb if not given; files of detectron2 are of every kind, and need it.
+        classes: names of a detector's classes, where the file doesn't name them.
+        image_size: long side (px) that a detector's images will have, at least 784; 1333 if not given.
 
     Raises: UserError when the file is missing, damaged, of another format or another network, or not finite, and when
     `out` exists.
@@ -46,29 +61,54 @@ def import_weights(
         raise UserError(f"--out {out} exists", "Name a new file")
     if not target.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {target.parent}", "Make it, or name another")
-    reporter = Reporter()
+    reporter, content = Reporter(), read_content(source)
+    key = recognise(content) if format == "auto" else format
+    of_detector = key in DETECTOR_FORMATS and part != "backbone"
+    if part == "detector" and not of_detector:
+        raise UserError(f"--part detector: {NO_FORMAT if key is None else key} files give a backbone", "Leave it out")
+    if not of_detector and (classes is not None or image_size is not None):
+        flag = "--classes" if classes is not None else "--image-size"
+        raise UserError(f"{flag} is for detectors, and this gives a backbone", "Leave it out")
+    about = {"file": source.name, "format": key, "pixels": pixels or "rgb", "sha256": _sha256(source)}
+    taken: Imported | ImportedDetector
     try:
-        taken = import_backbone(source, read_content(source), format, backbone, pixels)
+        if of_detector:
+            taken = import_detector(
+                source, content, name=backbone, pixels=pixels, classes=classes, image_size=image_size
+            )
+            name, state, note = _described(taken)
+        else:
+            taken = import_backbone(source, content, format, backbone, pixels)
+            name, state, note = taken.backbone.name, taken.state, backbone_note(taken.backbone, {})
     except NotTakenError as error:
         reporter.line(error.report.table())
         raise
     reporter.line(taken.report.table())
     for line in taken.said:
         reporter.line(line)
-    about = {"file": source.name, "format": taken.format, "pixels": pixels or "rgb", "sha256": _sha256(source)}
-    note: Mapping[str, Any] = {**backbone_note(taken.backbone, {}), "imported": {**about, "done": taken.said}}
-    write_safetensors(target, taken.state, {NOTE: json.dumps(note)})
+    note = {**note, "imported": {**about, "done": taken.said}}
+    write_safetensors(target, state, {NOTE: json.dumps(note)})
     rest = f"; left out: {', '.join(taken.left)}" if taken.left else ""
-    reporter.line(f"{taken.backbone.name} from {taken.format} weights: {out}{rest}")
+    reporter.line(f"{name} from {key} weights: {out}{rest}")
     return {
         "out": out,
-        "kind": "backbone",
-        "format": taken.format,
-        "backbone": taken.backbone.name,
+        "kind": note["kind"],
+        "format": key,
+        "backbone": note["backbone"],
+        **{each: note[each] for each in ("detector", "classes", "image_size") if each in note},
         "left_out": taken.left,
         "done": taken.said,
         "report": taken.report.to_dict(),
     }
+
+
+def _described(taken: ImportedDetector) -> tuple[str, Mapping[str, Tensor], dict[str, Any]]:
+    """What it is called, its tensors and what its file says of it."""
+    detector = taken.detector
+    note = detector_note(detector, taken.classes, range(1, len(taken.classes) + 1), taken.image_size)
+    if taken.pretrained:
+        note["method"] = PRETRAINED
+    return f"{note['detector']} over {note['backbone']}", detector.net.state_dict(), note
 
 
 def _sha256(path: Path) -> str:

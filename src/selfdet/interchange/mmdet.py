@@ -1,0 +1,249 @@
+"""Detectors of mmdet, and what AlignDet pre-trained there: equal in what they find, or refused with the reason.
+
+mmdet's facts, against torchvision's: its background is the last class and not the first, its box and mask layers have
+no rows for the background, its anchors are not rounded and its regions are pooled half a pixel on (`regions="exact"`).
+The order of anchors, the coding of boxes, strides and levels are the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfdet.detectors.base import Detector
+from selfdet.detectors.network import Part
+from selfdet.detectors.zoo import DETECTORS
+from selfdet.errors import UserError, shown
+from selfdet.interchange.architectures import State, renamed, told_by
+from selfdet.interchange.formats import tensors_in
+from selfdet.interchange.imports import NotTakenError, Pixels, full_tensors, with_own_pixels
+from selfdet.models.backbones import build_backbone
+from selfdet.training.checkpoint import check_tensors
+from selfdet.training.transfer import TransferReport, transfer
+
+ONLINE = "online_backbone."  # what AlignDet puts before the detector that it trains
+IMAGE_SIZE = 1333  # px, mmdet's usual long side
+FULL_SCALE = 784  # px from which on our anchors are as large as in the papers
+BACKBONE_ALONE = "Take its backbone alone, with --part backbone"
+# Why what has these names is no detector of ours, the first that matches.
+REASONS = (
+    (r"roi_head\.bbox_head\.0\.", "a cascade; of mmdet's two-stage detectors only Faster and Mask R-CNN are taken"),
+    (r"bbox_head\.retina_", "a RetinaNet, whose coarsest level has no ReLU before it there and one in torchvision's"),
+    (
+        r"bbox_head\.conv_centerness",
+        "an FCOS, which has a factor for each level, exponentials of distances and cells at their centres there, and "
+        "none of these in torchvision's",
+    ),
+    (r"bbox_head\.shared_fcs", "a detector of mmdet's first version, whose classes and regions are others"),
+    (r"roi_head\.(bbox_head\.(cls|reg)_(fcs|convs)|grid_|semantic_|mask_iou)", "an R-CNN with more branches than ours"),
+)
+# What its settings may say, where the file has them, that makes it another network than the one of these names.
+SETTINGS = (
+    (r"aligned['\"]?\s*[=:]\s*(False|false)", "regions are pooled half a pixel off"),
+    (r"sampling_ratio['\"]?\s*[=:]\s*[1-9]", "each bin of a region has a fixed number of samples"),
+    (r"scales['\"]?\s*[=:]\s*\[(?!8\])", "anchors are of other sizes than 8 strides"),
+)
+CAFFE = r"style['\"]?\s*[=:]\s*['\"]caffe"
+RENAMED = (
+    (r"neck\.(lateral|fpn)_convs\.(\d+)\.conv\.", r"backbone.fpn.\1.\2.0."),
+    (r"neck\.(lateral|fpn)_convs\.(\d+)\.(?:bn|gn)\.", r"backbone.fpn.\1.\2.1."),
+    (r"backbone\.fpn\.lateral\.", "backbone.fpn.inner_blocks."),
+    (r"backbone\.fpn\.fpn\.", "backbone.fpn.layer_blocks."),
+    (r"rpn_head\.rpn_conv\.", "rpn.head.conv.0.0."),
+    (r"rpn_head\.rpn_cls\.", "rpn.head.cls_logits."),
+    (r"rpn_head\.rpn_reg\.", "rpn.head.bbox_pred."),
+    (r"roi_head\.bbox_head\.shared_convs\.(\d+)\.conv\.", r"roi_heads.box_head.\1.0."),
+    (r"roi_head\.bbox_head\.shared_convs\.(\d+)\.(?:bn|gn)\.", r"roi_heads.box_head.\1.1."),
+    (r"roi_head\.bbox_head\.fc_cls\.", "roi_heads.box_predictor.cls_score."),
+    (r"roi_head\.bbox_head\.fc_reg\.", "roi_heads.box_predictor.bbox_pred."),
+    (r"roi_head\.mask_head\.convs\.(\d+)\.conv\.", r"roi_heads.mask_head.\1.0."),
+    (r"roi_head\.mask_head\.upsample\.", "roi_heads.mask_predictor.conv5_mask."),
+    (r"roi_head\.mask_head\.conv_logits\.", "roi_heads.mask_predictor.mask_fcn_logits."),
+)
+CLASSES, BOXES, MASKS = (
+    f"roi_heads.{layer}."
+    for layer in ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor.mask_fcn_logits")
+)
+
+
+@dataclass
+class ImportedDetector:
+    """A detector out of mmdet's file; `classes` are the names of its K classes."""
+
+    detector: Detector
+    classes: list[str]
+    image_size: int
+    report: TransferReport
+    said: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    pretrained: bool = False
+
+
+def import_detector(
+    path: Path,
+    content: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    pixels: Pixels | None = None,
+    classes: Sequence[str] | None = None,
+    image_size: int | None = None,
+) -> ImportedDetector:
+    """The Faster or Mask R-CNN in a checkpoint of mmdet 2 or 3, or the one that AlignDet pre-trained.
+
+    `name`: the backbone's, where its shapes don't tell. `pixels`: as of `import_backbone`. `classes`: names of its
+    classes where the file has none, or others. `image_size`: the long side (px) that images will be resized to.
+    Of AlignDet's the last layers, which tell its pseudo classes, start afresh with one class.
+
+    Raises: UserError for a detector that torchvision's networks cannot be; NotTakenError where not every tensor fits.
+    """
+    size = IMAGE_SIZE if image_size is None else image_size
+    if size < FULL_SCALE:
+        raise UserError(
+            f"--image-size {size}: mmdet's anchors are made for images of about {IMAGE_SIZE} px, ours would be smaller "
+            f"below {FULL_SCALE}",
+            f"Use at least {FULL_SCALE}",
+        )
+    found, _ = tensors_in(content, "mmdet")
+    state = {str(each): value.detach() for each, value in found.items() if isinstance(value, Tensor)}
+    check_tensors(path, state)
+    pretrained = any(each.startswith(ONLINE) for each in state)
+    left = sorted({each.partition(".")[0] for each in state if pretrained and not each.startswith(ONLINE)})
+    if pretrained:
+        state = {each.removeprefix(ONLINE): value for each, value in state.items() if each.startswith(ONLINE)}
+    for pattern, reason in REASONS:
+        if any(re.match(pattern, each) for each in state):
+            raise UserError(f"{path} is {reason}", BACKBONE_ALONE)
+    if not any(each.startswith("roi_head.bbox_head.") for each in state):
+        raise UserError(f"{path} holds no detector that selfdet knows", BACKBONE_ALONE)
+
+    _check_settings(path, content, pixels)
+    body, said = renamed(
+        {each.removeprefix("backbone."): v for each, v in state.items() if each.startswith("backbone.")}
+    )
+    architecture = told_by(body)
+    if name is None and architecture is None:
+        raise UserError(f"{path}: its shapes tell no backbone that selfdet knows", "Name it with --backbone")
+    # Small beside the file where the backbone is given: without memory, only names and shapes.
+    with torch.device("meta"):
+        backbone = build_backbone(name or architecture.name)  # type: ignore[union-attr]
+    if pixels not in (None, "rgb"):
+        body, line = with_own_pixels(backbone, body, pixels)
+        said = [*said, line]
+    rest = _renamed({each: value for each, value in state.items() if not each.startswith("backbone.")}, pretrained)
+    rows = rest.get(f"{CLASSES}bias", torch.empty(0))
+    names = ["object"] if pretrained else _class_names(path, content, max(0, len(rows) - 1), classes)
+    if not pretrained:
+        rest = _background_first(rest, len(names))
+    ours = {**{f"backbone.body.{each}": value for each, value in body.items()}, **rest}
+    key = "mask_rcnn" if any("mask_head" in each for each in ours) else "faster_rcnn"
+    options = {**_options(path, ours), "image_size": size, "regions": "exact"}
+    with torch.device("meta"):
+        shapes = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
+    report = _taken(shapes, ours, pretrained, str(path))
+    detector = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
+    filled = {each: ours.get(each, value) for each, value in detector.net.state_dict().items()}
+    detector.net.load_state_dict(full_tensors(detector.net.state_dict(), filled))
+    return ImportedDetector(detector, names, size, report, said, left, pretrained)
+
+
+def _check_settings(path: Path, content: Mapping[str, Any], pixels: Pixels | None) -> None:
+    meta = content.get("meta")
+    texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, Mapping) else []
+    text = "\n".join(each for each in texts if isinstance(each, str))
+    if pixels is None and re.search(CAFFE, text):
+        raise UserError(f"{path}: its settings say style='caffe': blue first in 0…255", "Add --pixels caffe")
+    for pattern, reason in SETTINGS:
+        if found := re.search(pattern, text):
+            raise UserError(f"{path}: by its settings ({shown(found[0])}) {reason}", BACKBONE_ALONE)
+
+
+def _renamed(state: State, pretrained: bool) -> State:
+    made: State = {}
+    convolutions = any(".shared_convs." in name for name in state)
+    numbers = {"0": "5"} if convolutions else {"0": "fc6", "1": "fc7"}
+    for name, value in state.items():
+        if pretrained and re.match(r"roi_head\.bbox_head\.fc_(cls|reg)\.", name):
+            continue
+        for pattern, instead in RENAMED:
+            name = re.sub(f"^{pattern}", instead, name)
+        layer = re.fullmatch(r"roi_head\.bbox_head\.shared_fcs\.(\d+)\.(\w+)", name)
+        if layer is not None and layer[1] in numbers:
+            name = f"roi_heads.box_head.{numbers[layer[1]]}.{layer[2]}"
+        made[name] = value
+    return made
+
+
+def _background_first(state: State, classes: int) -> State:
+    """The last layers with the background's rows where torchvision's are; of boxes and masks they are never read."""
+    made = dict(state)
+    for kind in ("weight", "bias"):
+        logits, boxes, masks = (f"{layer}{kind}" for layer in (CLASSES, BOXES, MASKS))
+        if logits in state:
+            made[logits] = state[logits].roll(1, 0)
+        if boxes in state:
+            own = state[boxes]
+            if len(own) == 4 and classes > 1:  # one box whatever the class
+                own = own.repeat(classes, *[1] * (own.dim() - 1))
+            made[boxes] = torch.cat([torch.zeros_like(own[:4]), own])
+        if masks in state:
+            made[masks] = torch.cat([torch.zeros_like(state[masks][:1]), state[masks]])
+    return made
+
+
+def _class_names(path: Path, content: Mapping[str, Any], count: int, given: Sequence[str] | None) -> list[str]:
+    """The names of `count` classes: those given, those that the file has, or numbers."""
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    about = meta.get("dataset_meta")
+    own = (about.get("classes") if isinstance(about, Mapping) else None) or meta.get("CLASSES")
+    own = [str(each) for each in own] if isinstance(own, (list, tuple)) else None
+    names = list(given) if given else own or [f"class {number}" for number in range(count)]
+    if len(names) != count:
+        whose = "--classes" if given else "the file"
+        raise UserError(f"{path} has {count} classes, and {whose} names {len(names)}", "Name each with --classes")
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: two classes are called {shown(max(names, key=names.count))}", "Give --classes")
+    return names
+
+
+def _options(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the builder has to know, of names and shapes."""
+    width = state.get("backbone.fpn.inner_blocks.0.0.weight", torch.empty(256)).shape[0]
+    norms = {part: _norm(state, part) for part in ("backbone.fpn.inner_blocks.0.1.", "roi_heads.box_head.0.1.")}
+    convolutions = "roi_heads.box_head.0.0.weight" in state
+    used = set(norms.values()) if convolutions else {norms["backbone.fpn.inner_blocks.0.1."]}
+    if len(used) > 1:
+        raise UserError(
+            f"{path}: its pyramid and its box head have other norms than each other ({' and '.join(map(str, used))})",
+            BACKBONE_ALONE,
+        )
+    return {"fpn_channels": width, "neck_norm": used.pop(), "box_head": "4conv1fc" if convolutions else "2fc"}
+
+
+def _norm(state: Mapping[str, Tensor], start: str) -> str | None:
+    if f"{start}weight" not in state:
+        return None
+    return "bn" if f"{start}running_mean" in state else "gn"
+
+
+def _taken(detector: Detector, state: State, pretrained: bool, source: str) -> TransferReport:
+    """The report of what fits the detector, where that is all of it but, of what was only pre-trained, last layers."""
+    parts = {name: Part(part.patterns, part.reinit and pretrained) for name, part in detector.parts().items()}
+    shapes = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}
+    report = transfer(detector.net, shapes, parts, expect=())
+    try:
+        kept = [name for name, part in parts.items() if not part.reinit]
+        transfer(detector.net, state, parts, expect=kept, minimum=1.0, source=source)
+        own = detector.net.state_dict()
+        more = [name for name, value in state.items() if name not in own and value.dim() > 0]
+        if more:
+            raise UserError(f"{source} has layers that ours does not have: {', '.join(more[:3])}", BACKBONE_ALONE)
+    except UserError as error:
+        raise NotTakenError(error, report) from None
+    return report
