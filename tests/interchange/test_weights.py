@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfdet.errors import UserError
-from selfdet.interchange.weights import read_weights, write_safetensors
+from selfdet.interchange.weights import DTYPES, read_weights, write_safetensors
 
 
 def tensors():
@@ -151,3 +151,13 @@ def test_weights_files_are_as_readable_as_any_other_file(tmp_path: Path) -> None
     (tmp_path / "plain").write_text("")
     write_safetensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)}, {})
     assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_every_kind_of_number_is_written_as_the_library_writes_it(tmp_path):
+    kinds = {str(kind): torch.arange(3).to(kind) for kind in DTYPES} | {
+        "none": torch.zeros(0, 4),
+        "one": torch.tensor(7),
+    }
+    write_safetensors(tmp_path / "w.safetensors", kinds, {"selfdet": "Größe"})
+    assert same(load_file(tmp_path / "w.safetensors"), kinds)
+    assert read_weights(tmp_path / "w.safetensors")[1] == {"selfdet": "Größe"}

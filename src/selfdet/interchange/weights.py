@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import warnings
@@ -11,13 +12,16 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from selfdet.data.disk import writing
 from selfdet.errors import UserError
 from selfdet.training.checkpoint import check_tensors
 
+DTYPES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
+}
 CONTAINERS = ("state_dict", "model")  # where training programs keep the weights inside a checkpoint
 
 
@@ -46,19 +50,27 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors by name, atomically: a reader sees the old file or the whole new one.
 
-    Each is copied, contiguous, to the CPU, so tensors that share memory are written in full under every name.
-    Raises: UserError when there is no room for the file.
+    Tensors are written one after the other, so that no second copy of all is ever in memory; those that share memory
+    are written in full under every name. Raises: UserError when there is no room for the file.
     """
     path = Path(path)
-    copies = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
-    }
+    # Wide numbers first: each then begins where its kind may.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        kind = DTYPES[tensors[name].dtype]
+        header[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # Not save_file: that one makes files only their owner can read, whatever the umask says.
-        packed = save(copies, dict(metadata))
-        with writing(path, len(packed)), unfinished.open("wb") as file:
-            file.write(packed)
+        with writing(path, 8 + len(head) + end), unfinished.open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            for name in names:
+                flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+                file.write(memoryview(flat.view(torch.uint8).numpy()))
             file.flush()
             os.fsync(file.fileno())  # a file that a run goes by when it is resumed is whole
         os.replace(unfinished, path)
