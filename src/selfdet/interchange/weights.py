@@ -70,7 +70,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
             file.write(len(head).to_bytes(8, "little") + head)
             for name in names:
                 flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-                file.write(memoryview(flat.view(torch.uint8).numpy()))
+                file.write(flat.view(torch.uint8).numpy().data)
             file.flush()
             os.fsync(file.fileno())  # a file that a run goes by when it is resumed is whole
         os.replace(unfinished, path)
