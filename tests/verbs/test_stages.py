@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from selfdet import cli
@@ -226,11 +227,6 @@ def test_fine_tuning_takes_over_everything_but_the_last_layers(
     said = capfd.readouterr().err
     for part in ("backbone", "neck", "head"):
         assert f"{part:<10}  100.0%" in said
-    # Of pre-training and of fine-tuning; which also take another optimiser.
-    assert said.count("warning: detr learns slowly") == (2 if detector == "detr" else 0)
-    for stage in ("pre/stages/detector", "tuned"):
-        config = yaml.safe_load((tmp_path / stage / "config.yaml").read_text())
-        assert config["optimizer"] == ("adamw" if detector == "detr" else "sgd")
 
 
 def test_box_outputs_are_kept_where_asked(scenes: Path, tmp_path: Path, whole: Path) -> None:
@@ -298,6 +294,11 @@ def test_every_detector_goes_from_pre_training_to_fine_tuning_and_detections(
     said = capfd.readouterr().err
     for part in ("backbone", "neck", "head"):
         assert f"{part:<10}  100.0%" in said
+    # Of pre-training and of fine-tuning; both of which take another optimiser.
+    assert said.count("warning: detr learns slowly") == (2 if detector == "detr" else 0)
+    for run in ("pre", "tuned"):
+        config = yaml.safe_load((tmp_path / run / "config.yaml").read_text())
+        assert config["optimizer"] == ("adamw" if detector == "detr" else "sgd")
     images = sorted((scenes / "images").iterdir())[0]
     for run in ("pre", "tuned"):
         words = ["--init", str(tmp_path / run), "--images", str(images), "--out", str(tmp_path / f"found-{run}")]

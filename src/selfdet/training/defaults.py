@@ -163,8 +163,8 @@ def slow_learner(detector: str | None, images: int, steps: int, batch: int) -> l
     if detector not in TRANSFORMERS or steps * batch >= ENOUGH:
         return []
     return [
-        f"warning: {detector} learns slowly, on COCO in 50 to 500 passes over 118,287 images; from {steps * batch:,} views "
-        f"of {plural(images, 'image')} expect far less of it than of fcos"
+        f"warning: {detector} learns slowly, on COCO in 50 to 500 passes over 118,287 images; from {steps * batch:,} "
+        f"views of {plural(images, 'image')} expect far less of it than of fcos"
     ]
 
 
