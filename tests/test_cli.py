@@ -179,7 +179,7 @@ def test_an_unknown_verb_gets_the_nearest(capfd: Capture) -> None:
     assert cli.main(["--epochs", "3", "pretrain"]) == 2
     first, second, third = capfd.readouterr().err.splitlines()
     assert first == "selfdet: error: there is no verb 'pretrian'. Did you mean pretrain?"
-    assert "The verbs are demo, check, proposals, pretrain" in second
+    assert "The verbs are demo, check, shard, proposals, pretrain" in second
     assert "The verb comes first" in third
 
 

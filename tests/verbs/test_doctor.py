@@ -45,7 +45,7 @@ def test_a_loader_process_is_really_started() -> None:
 def test_a_fault_is_exit_code_two_with_what_to_do(
     no_worker: None, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_checks, "_version", lambda name: None if name == "timm" else "99.0")
+    monkeypatch.setattr(doctor_checks, "_version", lambda name: None if name == "timm" else "9999.0")
     assert cli.main(["doctor", "--quick"]) == 2
     assert "timm: absent, needs >=" in (line := capfd.readouterr().err.splitlines()[-1])
     assert "Pip install 'timm>=" in line

@@ -185,9 +185,9 @@ def test_a_detector_that_rebuild_cannot_build_is_refused(tmp_path, monkeypatch):
 def test_a_detector_that_nobody_knows_is_refused_by_name(tmp_path):
     detector = small_fcos(num_classes=2)
     file = tmp_path / "d.safetensors"
-    about = {"detector": "detr", "classes": ["cat", "dog"], "category_ids": [17, 18], "image_size": 128}
+    about = {"detector": "yolo", "classes": ["cat", "dog"], "category_ids": [17, 18], "image_size": 128}
     save_detector(file, detector, {**detector.config(), **about})
-    with pytest.raises(UserError, match="unknown detector 'detr'"):
+    with pytest.raises(UserError, match="unknown detector 'yolo'"):
         export(init=str(file), to="torchvision", out=str(tmp_path / "exported"))
     assert os.listdir(tmp_path) == ["d.safetensors"]
 
