@@ -321,6 +321,7 @@ def listed(content: bytes) -> Make:
 
 
 LIST = "text list"
+case(LIST, "a user whose name holds a zero byte (`~\\0`)", "refused", "is not an image")(listed(b"~\x00#+"))
 case(LIST, "bytes that are no text", "refused", "neither an image nor a text list")(listed(b"\xff\xfe\x00"))
 case(LIST, "a zero byte in a line", "refused", "is not an image")(listed(b"a\0.jpg\n"))
 case(LIST, "an empty file", "refused", "lists no image")(listed(b""))

@@ -47,6 +47,7 @@ def test_names_that_no_file_can_have_are_known() -> None:
 
 def test_the_folder_of_nobody_is_taken_as_it_is() -> None:
     assert str(expanded("~nobody-of-this-name/x")) == "~nobody-of-this-name/x"
+    assert str(expanded("~a\0/x")) == "~a\0/x"
 
 
 def test_messages_are_one_short_line_without_codes() -> None:

@@ -21,7 +21,7 @@ from selfdet.data.image_names import MAX_BYTES, is_image, suffixes
 from selfdet.data.path_list import PathList
 from selfdet.data.shard_finding import open_shards
 from selfdet.data.shards import read_member
-from selfdet.data.untrusted import is_name, read_lines
+from selfdet.data.untrusted import expanded, is_name, read_lines
 from selfdet.errors import UserError, one_line
 
 # The decoders behind these endings. By the content PIL would choose from all it has, among them one that hands files to
@@ -303,7 +303,7 @@ def _text_list(file: Path, absent_too: bool) -> list[Path]:
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
-        path = file.parent / os.path.expanduser(line)
+        path = file.parent / expanded(line)
         if not is_name(line) or (path.suffix and not is_image(path.name)):
             raise UserError(f"{file}, line {number}: {line} is not an image", f"Images end in {suffixes()}")
         paths.append(path)

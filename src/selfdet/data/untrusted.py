@@ -86,8 +86,11 @@ def read_lines(file: Path) -> list[str]:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` as the user's folder; as it is where there is no such user."""
-    return Path(os.path.expanduser(str(path)))
+    """The path with `~` as the user's folder; as it is where there is no such user, or no user can be called so."""
+    try:
+        return Path(os.path.expanduser(str(path)))
+    except ValueError:  # a zero byte in the user's name
+        return Path(path)
 
 
 def is_name(name: str) -> bool:
