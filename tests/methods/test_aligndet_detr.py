@@ -44,6 +44,17 @@ def test_the_contrast_is_a_sum_over_layers_of_all_queries(monkeypatch: pytest.Mo
     torch.testing.assert_close(losses["contrast"], expected, atol=1e-4, rtol=1e-5)
 
 
+def test_the_contrast_is_held_against_the_chance_of_all_layers() -> None:
+    method = AlignDet(small_detr(num_classes=1), embedding_dim=16)
+    with torch.no_grad():
+        for layer in (method.projector, method.teacher_projector):
+            for parameter in layer.parameters():
+                parameter.zero_()  # equal similarities: nothing is known
+    contrast = float(method(view_batch(BOXES, BOXES[:1]))["contrast"].detach())
+    assert method.health()["contrast_chance"] == pytest.approx(contrast, rel=1e-5)
+    assert method.health()["contrast_floor"] < contrast
+
+
 def test_the_queries_are_one_for_both_and_train_and_the_backbone_does_not() -> None:
     method = AlignDet(small_detr(num_classes=1), embedding_dim=16)
     before = {name: value.clone() for name, value in method.detector.net.state_dict().items()}

@@ -98,7 +98,7 @@ class AlignDet(Method):
         self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.draws = Draws(seed)
         self._momentum = momentum_start
-        self._last: tuple[Regions, Regions, Batch] | None = None
+        self._last: tuple[list[Regions], list[Regions], Batch] | None = None
         self._folding = Folding()
         self.train()
 
@@ -132,8 +132,8 @@ class AlignDet(Method):
                 samples=self.samples,
             )
         losses = self._losses(online, teacher)
-        last = replace(online[-1], embeddings=online[-1].embeddings.detach(), losses={})
-        self._last = last, teacher[-1], online_view
+        last = [replace(stage, embeddings=stage.embeddings.detach(), losses={}) for stage in online]
+        self._last = last, teacher, online_view
         return {**losses, "loss": torch.stack(list(losses.values())).sum()}
 
     def _backbone_maps(self, images: Tensor, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -180,11 +180,17 @@ class AlignDet(Method):
         update_average(self.projector, self.teacher_projector, self._momentum)
 
     def health(self) -> dict[str, float]:
-        """Figures of the last batch, see `region_figures`, and `momentum`, the teacher's m."""
+        """Figures of the last batch, see `region_figures`, and `momentum`, the teacher's m: of a detector's last stage,
+        but for what is held against the contrast, which is a sum over the stages by their weights too."""
         if self._last is None:
             return {}
         online, teacher, view = self._last
-        return {**region_figures(online, teacher, view.targets, self.temperature), "momentum": self._momentum}
+        stages = [region_figures(q, k, view.targets, self.temperature) for q, k in zip(online, teacher)]
+        figures = stages[-1]
+        for name in ("contrast_chance", "contrast_floor"):
+            if all(name in stage for stage in stages):
+                figures[name] = sum(q.weight * stage[name] for q, stage in zip(online, stages))
+        return {**figures, "momentum": self._momentum}
 
     def train(self, mode: bool = True) -> AlignDet:
         """Training or evaluation mode of everything but a frozen backbone, which stays in evaluation mode."""
