@@ -22,7 +22,9 @@ CELLS = ("scratch-0.4-s0", "pre-0.4-s0")
 def held(out: Path) -> dict[str, list[dict[str, Any]]]:
     """Who has held each cell, in order."""
     return {
-        name: [json.loads(file.read_text()) for file in sorted(out.glob(f"leases/{name}.*.json"))] for name in CELLS
+        # One that is being written is empty for a moment.
+        name: [json.loads(text) for file in sorted(out.glob(f"leases/{name}.*.json")) if (text := file.read_text())]
+        for name in CELLS
     }
 
 
