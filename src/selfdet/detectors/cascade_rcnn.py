@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import clip_boxes_to_image
 
 from selfdet.detectors._torchvision_rcnn import (
@@ -26,7 +25,7 @@ from selfdet.detectors.base import Batch, Regions
 from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.detectors.faster_rcnn import REPRESENTATION, build_box_head, check_rcnn, pyramid_settings
 from selfdet.detectors.sampling import ObjectsFirst
-from selfdet.detectors.two_stage import TwoStage, from_one, recall
+from selfdet.detectors.two_stage import TwoStage, from_one, object_or_not, recall
 from selfdet.models.backbones import Backbone
 from selfdet.models.place_heads import RegionHead
 
@@ -129,7 +128,7 @@ class CascadeRCNNDetector(TwoStage):
             targets = batch.targets if losses else None
             boxes, own = rpn_boxes(self.net, batch.tensor, batch.sizes, levels, targets, sampler=sampler)
         else:
-            boxes = [target["boxes"].to(next(self.net.parameters()).dtype)[:0] for target in batch.targets]
+            boxes = self._nothing_proposed(batch)
         figures = recall(boxes, batch.targets) if losses else {}
         ids, result = from_one(batch.targets, "ids"), []
         sampler = ObjectsFirst(generator, min(most, ROI_OBJECTS), together=most)
@@ -143,7 +142,7 @@ class CascadeRCNNDetector(TwoStage):
             if losses:
                 objects = RoIs(rois.boxes, rois.rows, [labels.clamp(max=1) for labels in rois.labels], rois.deltas)
                 regions.losses = class_losses(logits.detach(), regression, objects)
-                regions.losses["loss_classifier"] = _object_or_not(heads, features, torch.cat(objects.labels))
+                regions.losses["loss_classifier"] = object_or_not(heads, features, torch.cat(objects.labels))
                 regions.boxes = torch.cat(moved)
             result.append(regions)
         if losses:
@@ -167,12 +166,6 @@ def _moved(heads: RoIHeads, regression: Tensor, boxes: list[Tensor], sizes: list
 def _found(rois: RoIs) -> list[Tensor]:
     """Which RoIs (R,) bool of each image were proposed: not those that are a target's own box, which comes anew."""
     return [(labels == 0) | deltas.ne(0).any(1) for labels, deltas in zip(rois.labels, rois.deltas)]
-
-
-def _object_or_not(heads: RoIHeads, features: Tensor, truth: Tensor) -> Tensor:
-    logits, _ = roi_outputs(heads, features.detach())
-    with torch.autocast(logits.device.type, enabled=False):
-        return functional.cross_entropy(logits, truth, reduction="sum") / max(1, len(logits))
 
 
 def cascade_rcnn(

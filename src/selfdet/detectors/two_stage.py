@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 
 from selfdet.detectors._torchvision_rcnn import (
     FasterRCNN,
+    RoIHeads,
     RoIs,
     box_features,
     box_regression_loss,
@@ -117,7 +118,7 @@ class TwoStage(Detector):
             sampler = ObjectsFirst(generator, ANCHORS)
             boxes, own = rpn_boxes(net, batch.tensor, batch.sizes, levels, targets, counts=PROPOSED, sampler=sampler)
         else:
-            boxes = [target["boxes"].to(next(net.parameters()).dtype)[:0] for target in batch.targets]
+            boxes = self._nothing_proposed(batch)
         sampler = ObjectsFirst(generator, most, BACKGROUND if losses else 0)
         rois = training_rois(net.roi_heads, boxes, from_one(batch.targets, "ids"), sampler)
         held = [labels > 0 for labels in rois.labels]
@@ -140,11 +141,15 @@ class TwoStage(Detector):
         # The statistics of a batch norm in the box head stay those of the taken RoIs.
         with torch.no_grad(), evaluating(self.net.roi_heads.box_head):
             rest = box_features(self.net.roi_heads, maps, background, sizes)
-        logits, _ = roi_outputs(self.net.roi_heads, torch.cat([features.detach(), rest]))
-        truth = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        together = torch.cat([features, rest])
+        truth = torch.zeros(len(together), dtype=torch.int64, device=together.device)
         truth[: len(features)] = 1
-        with torch.autocast(logits.device.type, enabled=False):
-            return functional.cross_entropy(logits, truth, reduction="sum") / max(1, len(logits))
+        return object_or_not(self.net.roi_heads, together, truth)
+
+    def _nothing_proposed(self, batch: Batch) -> list[Tensor]:
+        """Of each image no box, in the network's type."""
+        dtype = next(self.net.parameters()).dtype
+        return [target["boxes"].to(dtype)[:0] for target in batch.targets]
 
     def parts(self, keep_box_outputs: bool = False) -> dict[str, Part]:
         """The backbone, the pyramid, the whole RPN, the box head and its two output layers.
@@ -181,6 +186,14 @@ class TwoStage(Detector):
             "std": list(transform.image_std),
             "size_divisible": transform.size_divisible,
         }
+
+
+def object_or_not(heads: RoIHeads, features: Tensor, truth: Tensor) -> Tensor:
+    """The mean cross-entropy of RoIs' `features` (R, D) with `truth` (R,) int64, 1 of an object and 0 of none, which
+    trains the classifier's layer alone."""
+    logits, _ = roi_outputs(heads, features.detach())
+    with torch.autocast(logits.device.type, enabled=False):
+        return functional.cross_entropy(logits, truth, reduction="sum") / max(1, len(logits))
 
 
 def from_one(targets: list[dict[str, Tensor]], name: str) -> list[dict[str, Tensor]]:
