@@ -170,7 +170,7 @@ def test_the_wrong_library_is_refused_and_the_right_one_named(tmp_path, name, to
 
 def test_a_detector_on_a_torchvision_network_is_no_timm_model(tmp_path):
     run = detector_run(tmp_path / "run", small_fcos(num_classes=2))
-    with pytest.raises(UserError, match="--to torchvision writes the whole detector"):
+    with pytest.raises(UserError, match="--to torchvision writes all of it"):
         export(init=run, to="timm", out=str(tmp_path / "exported"))
 
 

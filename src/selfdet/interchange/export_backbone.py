@@ -10,6 +10,8 @@ import timm
 import torchvision
 
 from selfdet.errors import UserError
+from selfdet.interchange.export_check import check_backbone
+from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.starts import Start, save_backbone
 from selfdet.models.backbones import Backbone, build_backbone
 from selfdet.training.rundir import write_text
@@ -72,6 +74,27 @@ def open_backbone(start: Start) -> Backbone:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{start.source} does not fit its own description ({reason})", "Pre-train again") from error
     return backbone
+
+
+def export_backbone(folder: Path, given: Outgoing, library: str) -> Written:
+    """Write a backbone for its own library, which is to be `library`, and compare its maps there.
+
+    Raises: UserError when it is another's; ExportMismatchError.
+    """
+    backbone: Backbone = given.network
+    if backbone.library != library:
+        whole = given.note.get("trained_as", "").startswith("backbone of ")
+        hint = "--to torchvision writes all of it" if whole else f"Use --to {backbone.library}"
+        raise UserError(
+            f"--to {library}: the backbone of {given.source} is {backbone.library}'s {backbone.library_name}", hint
+        )
+    write_backbone(folder, backbone, given.note)
+    figures = check_backbone(folder / PROGRAM, folder / WEIGHTS, backbone)
+    return Written(
+        figures,
+        f"loaded without selfdet, {figures['maps']} maps compared: they differ by at most "
+        f"{figures['largest_difference']:.2g} of their largest value",
+    )
 
 
 def write_backbone(folder: Path, backbone: Backbone, note: Mapping[str, str]) -> None:

@@ -9,12 +9,42 @@ from pathlib import Path
 from typing import Any
 
 from selfdet.detectors.base import Detector
+from selfdet.errors import UserError
+from selfdet.interchange.export_check import check_detector
+from selfdet.interchange.export_rebuild import NETWORKS
+from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.starts import save_detector
 from selfdet.training.rundir import write_text
 
 WEIGHTS, DESCRIPTION, PROGRAM = "detector.safetensors", "detector.json", "rebuild.py"
 TRAINING = {"batch_norm", "teacher_rois"}  # options of a detector that leave its detections alone
 PYRAMID = {"fpn_channels", "neck_norm", "box_head", "regions"}  # those that say nothing of one without a pyramid
+
+
+def export_detector(folder: Path, given: Outgoing) -> Written:
+    """Write a detector for torchvision, and compare what it finds there.
+
+    Raises: UserError for one that torchvision's parts cannot be put together to; ExportMismatchError.
+    """
+    detector, note = given.network, given.note
+    if note["detector"] not in NETWORKS:
+        raise UserError(
+            f"--init {given.source} is a {note['detector']}; export to torchvision writes {', '.join(NETWORKS)} only",
+            "Use it with selfdet",
+        )
+    write_detector(folder, detector, note)
+    figures = check_detector(folder / PROGRAM, folder / WEIGHTS, detector, note["image_size"])
+    return Written(figures, f"rebuilt without selfdet, {differences(figures)}")
+
+
+def differences(figures: Mapping[str, float]) -> str:
+    """What `compare_detections` found, in words."""
+    apart = figures.get("mask_difference")
+    masks = "" if apart is None else f", masks by {apart:.2g} of their pixels"
+    return (
+        f"{figures['detections']} detections compared: boxes differ by at most "
+        f"{figures['box_difference']:.2g} px, scores by {figures['score_difference']:.2g}{masks}"
+    )
 
 
 def write_detector(folder: Path, detector: Detector, note: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from selfdet.interchange.export_check import (
     check_weights,
     run_stranger,
 )
+from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.segmenters import save_segmenter
 from selfdet.models.backbones import Backbone, build_backbone, evaluating
 from selfdet.training.rundir import write_text
@@ -32,6 +33,20 @@ SEGMENT = """
             found[f"{name}.{int(sliding)}"] = net.scores(given[name], sliding=sliding).contiguous()
 save_file(found, outputs)
 """
+
+
+def export_segmenter(folder: Path, given: Outgoing) -> Written:
+    """Write a segmenter under the names of torchvision's FCN, and compare its scores without selfdet.
+
+    Raises: ExportMismatchError.
+    """
+    write_segmenter(folder, given.network, given.note)
+    figures = check_segmenter(folder, given.network, given.note)
+    return Written(
+        figures,
+        f"rebuilt without selfdet, {figures['score_maps']} maps of scores compared: they differ by at most "
+        f"{figures['largest_difference']:.2g} of their largest value",
+    )
 
 
 def write_segmenter(folder: Path, segmenter: Segmenter, note: Mapping[str, Any]) -> None:
