@@ -197,3 +197,37 @@ def test_categories_are_matched_by_name_in_the_detectors_order() -> None:
     assert match_categories(["cat", "cat"], labels_of((3, "cat"), (9, "cat"))) == [3, 9]
     with pytest.raises(UserError, match=r"val\.json has no category 'dog'; it has cat"):
         match_categories(["cat", "dog"], labels_of((1, "cat")))
+
+
+def test_both_copies_of_a_composite_backbone_start_from_the_plain_network(tmp_path: Path) -> None:
+    file = tmp_path / "plain.safetensors"
+    plain = build_backbone("resnet18")
+    save_backbone(file, plain, {})
+    backbone, report = load_backbone("cb-resnet18", str(file))
+    assert report is not None
+    size = sum(value.numel() for value in plain.net.state_dict().values() if value.is_floating_point())
+    assert {part: row.reused for part, row in report.rows.items()} == {"assistant": size, "lead": size, "neck": 0}
+    state = backbone.net.state_dict()
+    for name, value in plain.net.state_dict().items():
+        assert value.equal(state[f"assistant.{name}"])
+        assert value.equal(state[f"lead.{name}"])
+    detector, report = build_detector(resolve_start(str(file)), 2, "fcos", "cb-resnet18", OPTIONS)
+    assert report is not None
+    assert report.rows["assistant"].share == report.rows["lead"].share == 1
+    connections = sum(v.numel() for n, v in state.items() if "connections" in n and v.is_floating_point())
+    assert report.rows["neck"].reinitialised > connections
+    # What was composed is taken over whole, its connections with it.
+    with torch.no_grad():
+        backbone.net.connections[0][0][1].weight.fill_(3.0)
+    save_backbone(file, backbone, {})
+    again, report = load_backbone("cb-resnet18", str(file))
+    assert report is not None
+    assert report.rows["backbone"].share == 1
+    assert all(value.equal(again.net.state_dict()[name]) for name, value in backbone.net.state_dict().items())
+
+
+def test_a_composite_backbone_refuses_another_network(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "b.safetensors", build_backbone("resnet34"), {})
+    with pytest.raises(UserError, match="of the assistant fits") as refused:
+        load_backbone("cb-resnet50", str(tmp_path / "b.safetensors"))
+    assert "--backbone cb-resnet34" in refused.value.hint

@@ -12,10 +12,12 @@ from tests.detectors.scenes import EVERY_LEVEL, SMALL, sample, view_batch
 from torch import Tensor, nn
 
 from selfdet.data.box_views import BoxViewBatch
+from selfdet.detectors.fcos import fcos
 from selfdet.detectors.optim import part_of
 from selfdet.errors import UserError
 from selfdet.methods import aligndet
 from selfdet.methods.aligndet import AlignDet, cosine_momentum, numbered
+from selfdet.models.backbones import build_backbone
 
 BOXES = [[10, 12, 40, 60], [50, 20, 120, 90]]
 
@@ -284,3 +286,24 @@ def test_training_lowers_the_losses_and_boxes_come_to_fit(key: str) -> None:
 def test_values_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(UserError):
         build(**settings)
+
+
+def test_of_a_composite_backbone_the_connections_train_and_both_copies_are_common() -> None:
+    torch.manual_seed(0)
+    detector = fcos(1, build_backbone("cb-resnet18"), fpn_channels=64, head_convs=1, image_size=128)
+    method = AlignDet(detector, embedding_dim=16, samples=60)
+    online, teacher = detector.backbone.net, method.teacher.backbone.net
+    assert online is detector.net.backbone.body
+    assert (teacher.assistant, teacher.lead) == (online.assistant, online.lead)
+    assert teacher.connections is not online.connections
+    copies = {name: value.clone() for name, value in online.state_dict().items() if "connections." not in name}
+    scale = online.connections[0][1][1].weight
+    train(method, [view_batch(BOXES, BOXES[:1])] * 2)
+    state = online.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in copies.items())
+    assert scale.any()  # they start at 0
+    averaged = teacher.connections[0][1][1].weight
+    assert averaged.any()
+    assert not averaged.equal(scale)
+    assert not online.lead.training
+    assert online.connections.training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from selfdet.data.sample import Sample
 from selfdet.detectors._torchvision_rcnn import paste
 from selfdet.detectors.network import Network, Part
 from selfdet.models.backbones import Backbone, evaluating
+from selfdet.models.composite import ASSISTANT_WEIGHT, Composite, Known
 
 UNPACKED = 2**25  # pixels of masks that are unpacked at a time: a hundred of a large photograph would fill a gigabyte
 
@@ -28,12 +29,13 @@ class Batch:
     `tensor`: (B, 3, H, W) float, normalised, zero-padded at the right and bottom. `sizes`: (h, w) px of each image
     inside it. `targets`: per image "boxes" (N, 4) float32 xyxy px of the image as given, "ids" (N,) int64 and, where
     the samples are labelled, "labels" (N,) int64 in 0…K−1, where they have masks, "masks" (N, h, w) bool; boxes that
-    cover nothing of their image are left out.
+    cover nothing of their image are left out. `maps`: the `features` of the batch, where they are known already.
     """
 
     tensor: Tensor
     sizes: list[tuple[int, int]]
     targets: list[dict[str, Tensor]]
+    maps: dict[str, Tensor] | None = None
 
     def split(self, count: int) -> tuple[Batch, Batch]:
         """The first `count` images and the others, padded as they are."""
@@ -91,7 +93,17 @@ class Detector(Network):
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Maps (B, C, H/stride, W/stride) that the head sees, finest first."""
-        return self.neck(self.body(batch.tensor))
+        return self.neck(self.body(batch.tensor)) if batch.maps is None else batch.maps
+
+    def supervised(self, batch: Batch) -> list[tuple[float, Batch]]:
+        """The batches whose `losses`, each with its weight, train on labels: this one, and over a composite backbone
+        the same images as its assistant alone sees them, with a weight of 0.5; neck and head see both."""
+        net = self.backbone.net
+        if not isinstance(net, Composite):
+            return [(1.0, batch)]
+        maps = net.both(batch.tensor)
+        seen = [self.neck(self.body(batch.tensor, Known(each))) for each in maps]
+        return [(w, replace(batch, maps=each)) for w, each in zip((1.0, ASSISTANT_WEIGHT), seen, strict=True)]
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from torch import nn
 
 from selfdet.models.backbones import Backbone
 
+# The connections of a composite backbone, by its own names: nobody has trained them, so they count to the neck.
+CONNECTIONS = r"connections\."
 Own = TypeVar("Own", bound="Network")
 
 
@@ -27,6 +29,12 @@ class Part:
     def holds(self, name: str) -> bool:
         """Whether a name of `.net.state_dict()` belongs to this part."""
         return any(re.match(pattern, name) for pattern in self.patterns)
+
+
+def body_patterns(body: str) -> tuple[str, str]:
+    """Patterns of a backbone's names behind the pattern `body`: of what its library made, which is the backbone, and of
+    a composite one's connections, which count to the neck."""
+    return rf"{body}(?!{CONNECTIONS})", rf"{body}{CONNECTIONS}"
 
 
 class Network(nn.Module, ABC):

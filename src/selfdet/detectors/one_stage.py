@@ -22,7 +22,7 @@ from selfdet.detectors._torchvision import (
     net_losses,
 )
 from selfdet.detectors.base import Batch, Detector, Regions
-from selfdet.detectors.network import Part
+from selfdet.detectors.network import Part, body_patterns
 from selfdet.detectors.sampling import choose
 from selfdet.detectors.settings import check_detector, image_settings
 from selfdet.errors import UserError
@@ -164,9 +164,10 @@ def one_stage_parts(outputs: str, keep_box_outputs: bool) -> dict[str, Part]:
     """The backbone, the pyramid, the two towers and the layers behind them; `outputs` matches those that give boxes."""
     towers, classifier = r"head\.(classification|regression)_head\.conv\.", r"head\.classification_head\.cls_logits\."
     boxes = rf"head\.regression_head\.{outputs}\."
+    body, connections = body_patterns(r"backbone\.body\.")
     return {
-        "backbone": Part([r"backbone\.body\."]),
-        "neck": Part([r"backbone\.fpn\."]),
+        "backbone": Part([body]),
+        "neck": Part([connections, r"backbone\.fpn\."]),
         "head": Part([towers, boxes] if keep_box_outputs else [towers]),
         "last": Part([classifier] if keep_box_outputs else [classifier, boxes], reinit=True),
     }

@@ -24,7 +24,7 @@ from selfdet.detectors._torchvision_rcnn import (
     training_rois,
 )
 from selfdet.detectors.base import Batch, Detector, Regions
-from selfdet.detectors.network import Part
+from selfdet.detectors.network import Part, body_patterns
 from selfdet.detectors.sampling import ObjectsFirst
 from selfdet.detectors.settings import image_settings
 from selfdet.models.backbones import Backbone, evaluating
@@ -159,9 +159,10 @@ class TwoStage(Detector):
         """
         classifier, boxes = (rf"{self.heads}box_predictor\.{layer}\." for layer in ("cls_score", "bbox_pred"))
         head = rf"{self.heads}box_head\."
+        body, connections = body_patterns(r"backbone\.body\.")
         return {
-            "backbone": Part([r"backbone\.body\."]),
-            "neck": Part([r"backbone\.fpn\."]),
+            "backbone": Part([body]),
+            "neck": Part([connections, r"backbone\.fpn\."]),
             "rpn": Part([r"rpn\."]),
             "head": Part([head, boxes] if keep_box_outputs else [head]),
             "last": Part([classifier] if keep_box_outputs else [classifier, boxes], reinit=True),

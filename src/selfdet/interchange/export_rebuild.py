@@ -19,6 +19,7 @@ imports nothing of selfdet. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 from collections import OrderedDict
@@ -32,6 +33,7 @@ import torchvision
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -152,9 +154,52 @@ class Res5(nn.Module):
         return self.layer4(regions).mean((2, 3))
 
 
+class Composite(nn.Module):
+    """Two copies of a network; the later stages of the assistant go into the earlier ones of the lead.
+
+    `connections.S.I` leads from the assistant's stage S + I into the lead's stage S.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.swin = not hasattr(torchvision.models.resnet, name)
+        self.lead = timm_features(name).model if self.swin else torchvision.models.get_model(name, weights=None)
+        if not self.swin:
+            del self.lead.avgpool, self.lead.fc
+        self.assistant = copy.deepcopy(self.lead)
+        with torch.no_grad():
+            given = [each.shape[1] for each in self.run(self.lead.eval(), torch.zeros(1, 3, 224, 224), [])]
+        taken = [self.lead.embed_dim if self.swin else self.lead.conv1.out_channels, *given[:-1]]
+        self.connections: Any = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b)) for a in given[stage:])
+            for stage, b in enumerate(taken)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.run(self.lead, x, self.run(self.assistant, x, []))
+
+    def run(self, net: Any, x: Tensor, higher: list[Tensor]) -> list[Tensor]:
+        """The maps of one copy, finest first; what enters its stages gets `higher`, the maps of the other."""
+        if self.swin:
+            x, stages = net.patch_embed(x).permute(0, 3, 1, 2), list(net.layers)
+        else:
+            x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+            stages = [net.layer1, net.layer2, net.layer3, net.layer4]
+        maps = []
+        for number, stage in enumerate(stages):
+            for connect, features in zip(self.connections[number], higher[number:]) if higher else ():
+                x = x + functional.interpolate(connect(features), x.shape[2:])
+            x = stage(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous() if self.swin else stage(x)
+            maps.append(x)
+        return maps
+
+
 def pyramid(config: dict[str, Any], extra: ExtraFPNBlock) -> Pyramid:
     """The backbone named in `config`, at random, with its pyramid."""
     name, levels = config["backbone"]["name"], len(config["backbone"]["channels"])
+    if name.startswith("cb-"):
+        pair = Composite(name.removeprefix("cb-"))
+        return Pyramid(pair, lambda x: pair(x)[-levels:], extra, config)
     if config["backbone"]["library"] == "torchvision":
         layers = {f"layer{5 - levels + level}": str(level) for level in range(levels)}
         body = IntermediateLayerGetter(torchvision.models.get_model(name, weights=None), layers)

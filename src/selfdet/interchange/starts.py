@@ -15,21 +15,22 @@ from selfdet.data.images import PIXELS
 from selfdet.data.labels import Labels
 from selfdet.data.untrusted import expanded
 from selfdet.detectors.base import Detector
-from selfdet.detectors.network import Part
+from selfdet.detectors.network import CONNECTIONS, Part
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.interchange.notes import check_note, read_note
 from selfdet.interchange.relatives import handed_over, options_for
 from selfdet.interchange.weights import read_weights, write_safetensors
 from selfdet.models.backbones import Backbone, build_backbone
+from selfdet.models.composite import COPIES, PREFIX, Composite, for_both, is_composite, plain_name
 from selfdet.training.checkpoint import load_checkpoint, product_of
 from selfdet.training.rundir import RunDir
 from selfdet.training.transfer import TransferReport, TransferRow, transfer
 
 NOTE = "selfdet"  # the metadata key under which a weights file describes itself, as JSON
 # Where a detector keeps its backbone, and what stands there before the backbone's own names. On C4 its last stage is
-# the box head.
-BODIES = {"backbone.body.": "", "roi_heads.box_head.layer4.": "layer4."}
+# the box head; DETRs are transformers'.
+BODIES = {"backbone.body.": "", "roi_heads.box_head.layer4.": "layer4.", "model.backbone.model.": ""}
 SEGMENTERS_BODY = {"backbone.": ""}
 WIDTHS = ("neck", "fpn_channels", "head_convs", "box_head")  # options that decide the shape of a detector's weights
 REBUILDS = {
@@ -118,7 +119,8 @@ def load_backbone(name: str, weights: str | None) -> tuple[Backbone, TransferRep
 
 
 def fill_backbone(backbone: Backbone, start: Start) -> TransferReport:
-    """Load a start's tensors into a backbone; of a detector or a segmenter, those of its backbone.
+    """Load a start's tensors into a backbone; of a detector or a segmenter, those of its backbone. A composite one
+    takes those of the network it has two of into both, and the report has a row for each; its connections stay fresh.
 
     Raises: UserError when less than 90 % of the backbone's elements are found.
     """
@@ -130,9 +132,13 @@ def fill_backbone(backbone: Backbone, start: Start) -> TransferReport:
             for name, value in start.state.items()
             if name.startswith(body)
         }
+    parts = {"backbone": Part([".*"], reinit=False)}
+    if isinstance(backbone.net, Composite) and not is_composite(state):
+        parts = {each: Part([rf"{each}\."]) for each in COPIES} | {"neck": Part([CONNECTIONS], reinit=True)}
+        state = for_both(state)
+    expected = [name for name, part in parts.items() if not part.reinit]
     try:
-        parts = {"backbone": Part([".*"], reinit=False)}
-        return transfer(backbone.net, state, parts, expect={"backbone"}, source=start.source)
+        return transfer(backbone.net, state, parts, expect=expected, source=start.source)
     except UserError as error:
         raise _better_hint(error, start, backbone.name) from None
 
@@ -220,7 +226,10 @@ def elements(net: nn.Module, part: Part) -> int:
 def _better_hint(error: UserError, start: Start, name: str) -> UserError:
     """The refusal of weights that say themselves which backbone they are of, with that name as what to do."""
     own = start.note.get("backbone", name)
-    return error if own == name else UserError(error.message, f"These weights are a {own}: add --backbone {own}")
+    if own in (name, plain_name(name)):
+        return error
+    fitting = own if own.startswith(PREFIX) or not name.startswith(PREFIX) else PREFIX + own
+    return UserError(error.message, f"These weights are a {own}: add --backbone {fitting}")
 
 
 def backbone_note(backbone: Backbone, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfdet.detectors.base import Batch, Detector, Regions
 from selfdet.detectors.optim import freeze
@@ -50,7 +50,8 @@ class AlignDet(Method):
         seed: of the projection heads and of the drawing of places.
 
     The online detector sees one view, the teacher the other, without gradient; the places of each view get their ids
-    from the detector's own assigner on that view. A frozen backbone is one object and runs both views in one pass. The
+    from the detector's own assigner on that view. A frozen backbone is one object and runs both views in one pass; of a
+    composite one the two copies are frozen and common, and its connections train, with an average for the teacher. The
     teacher is averaged after each optimiser step: its parameters, not the statistics of batch norm. The projection
     heads (`.projector`, `.teacher_projector`) are no part of the detectors.
 
@@ -81,7 +82,6 @@ class AlignDet(Method):
         self.temperature, self.momentum_start, self.train_backbone = temperature, momentum_start, train_backbone
         self.samples, self.fallback, self.negatives = samples, fallback, negatives
         self.detector = detector
-        body = detector.backbone.net
         if not train_backbone:
             freeze(detector, ["backbone"])
         for name, parameter in detector.net.named_parameters():
@@ -91,7 +91,8 @@ class AlignDet(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.projector = detector.projector(embedding_dim).to(next(detector.parameters()))
-        common = [*detector.shared(), *([] if train_backbone else [body])]
+        self._frozen = [] if train_backbone else _untrained(detector.backbone.net)
+        common = [*detector.shared(), *self._frozen]
         self.teacher = copy.deepcopy(detector, {id(module): module for module in common}).requires_grad_(False)
         for module in detector.shared():
             module.requires_grad_(True)
@@ -138,7 +139,7 @@ class AlignDet(Method):
 
     def _backbone_maps(self, images: Tensor, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The backbone's maps of the first `count` of (B, 3, H, W) images, for the online neck, and of the others."""
-        if self.train_backbone:
+        if self.detector.backbone.net not in self._frozen:
             maps = self.detector.body(images[:count])
             with torch.no_grad():
                 return maps, self.teacher.body(images[count:])
@@ -195,9 +196,14 @@ class AlignDet(Method):
     def train(self, mode: bool = True) -> AlignDet:
         """Training or evaluation mode of everything but a frozen backbone, which stays in evaluation mode."""
         super().train(mode)
-        if not self.train_backbone:
-            self.detector.backbone.net.eval()
+        for module in self._frozen:
+            module.eval()
         return self
+
+
+def _untrained(net: nn.Module) -> list[nn.Module]:
+    """What of a backbone is frozen as a whole: itself, or of a composite one both copies."""
+    return [module for module in (net, *net.children()) if not any(p.requires_grad for p in module.parameters())]
 
 
 def cosine_momentum(start: float, step: int, total_steps: int | None) -> float:

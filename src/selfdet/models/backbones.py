@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from selfdet.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from selfdet.errors import UserError
+from selfdet.models.composite import PREFIX, compose, plain_name
 from selfdet.models.depthwise import spare_depthwise
 
 LEVELS = 4  # coarsest maps kept: strides 4, 8, 16, 32 of a usual network
@@ -28,8 +29,9 @@ class Backbone(nn.Module):
 
     `net` holds the weights under the library's own names and nothing else; `maps(net, x)` runs it. They are apart so
     that a pyramid can own `net` as its `body` (the name torchvision's detectors use) without a second set of keys.
-    `name` rebuilds it (`build_backbone(name)`), `library` is "torchvision" or "timm", `library_name` its name there;
-    `mean` and `std` (3 values each, of pixels in 0…1) are the statistics the library normalises its input with.
+    `name` rebuilds it (`build_backbone(name)`), `library` is "torchvision", "timm" or, of a composite one, "selfdet",
+    `library_name` its name there; `mean` and `std` (3 values each, of pixels in 0…1) are the statistics the library
+    normalises its input with.
     """
 
     def __init__(
@@ -106,11 +108,15 @@ class Trunk(nn.ModuleDict):
 def build_backbone(name: str, weights: str | None = None) -> Backbone:
     """A torchvision ResNet by its name, or any other network by its timm name (`timm/NAME` forces timm).
 
+    `cb-NAME` is a composite backbone, two of torchvision's ResNets or timm's Swins with the same weights (`Composite`).
     `weights`: None or "random" leaves the library's initialisation, "library" loads its pretrained weights.
-    Raises: UserError for an unknown name (with the nearest ones), a network without maps, weights that cannot be had.
+    Raises: UserError for an unknown name (with the nearest ones), a network without maps, weights that cannot be had,
+    two of a network that cannot be composed.
     """
     if weights not in (None, "random", "library"):
         raise UserError(f"backbone weights {weights!r}: expected 'random' or 'library'", "a file is read by --init")
+    if name.startswith(PREFIX):
+        return _composite(name, build_backbone(plain_name(name), weights))
     pretrained = weights == "library"
     if name in torchvision_resnets():
         return _torchvision_resnet(name, pretrained)
@@ -147,6 +153,11 @@ def torchvision_resnets() -> list[str]:
 
 def _call(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return net(x)
+
+
+def _composite(name: str, plain: Backbone) -> Backbone:
+    net = compose(plain.name, plain.library, plain.net, plain.channels)
+    return Backbone(name, "selfdet", net, _call, plain.channels, plain.strides, plain.mean, plain.std)
 
 
 def _torchvision_resnet(name: str, pretrained: bool) -> Backbone:

@@ -17,6 +17,7 @@ from selfdet.interchange.starts import backbone_note, load_backbone, save_backbo
 from selfdet.methods.densecl import DenseCL
 from selfdet.methods.moco import MoCo
 from selfdet.methods.simclr import SimCLR
+from selfdet.models.composite import plain_name
 from selfdet.training import defaults, memory
 from selfdet.training.defaults import ASKED, Default, Length
 from selfdet.training.health import MatchProbe, words
@@ -46,13 +47,15 @@ def pretrain_backbone(
     queue_length: int | None,
     clip: float,
 ) -> dict[str, Any]:
-    """Train a backbone on the images `paths`; `about` is what the run's settings say of images and architecture.
+    """Train a backbone on the images `paths`; `about` is what the run's settings say of images and architecture. Of a
+    composite backbone it is the network that it has two of: both start from what is learned here.
 
     Returns what the verb does. Raises: UserError; Interrupted after saving when stopped.
     """
     runtime = call.runtime
     torch.manual_seed(call.seed)
-    net, report = load_backbone(about["backbone"], about["backbone_weights"])
+    plain = plain_name(about["backbone"])
+    net, report = load_backbone(plain, about["backbone_weights"])
     length = backbone_length(call, len(paths), asked)
     images_per_step, total = int(length.batch.value), int(length.steps.value)
     snapshots = call.snapshots("backbone", asked, length)
@@ -102,6 +105,7 @@ def pretrain_backbone(
     stage.introduce(
         f"{method} on {plural(len(paths), 'image')} of {about['images']}; {runtime.describe}",
         *call.said,
+        *([] if plain == about["backbone"] else [f"both copies of {about['backbone']} start from this {plain}"]),
         report=report,
         choices={"batch size": length.batch, "steps": length.steps, "learning rate": rate, "image size": shown}
         | ({} if queue is None else {"queue length": queue}),
