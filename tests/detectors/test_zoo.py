@@ -15,7 +15,7 @@ NARROW = {"head_convs": 1}  # of the one-stage detectors
 @pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
 @pytest.mark.parametrize("key", list(DETECTORS))
 def test_a_detector_trains_and_predicts_over_the_backbone(key, backbone):
-    options = {"layers": 1} if key == "detr" else {"fpn_channels": 64, **(NARROW if key in SMALL else {})}
+    options = {"layers": 1} if key.endswith("detr") else {"fpn_channels": 64, **(NARROW if key in SMALL else {})}
     detector = DETECTORS[key](2, build_backbone(backbone), image_size=64, **options)
     assert detector.config()["detector"] == key
     samples = [sample(64, 64, [[8, 8, 50, 50]], [1]), sample(48, 64)]

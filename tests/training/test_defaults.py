@@ -99,7 +99,8 @@ def test_a_default_is_printed_with_its_reason() -> None:
 
 
 def test_detr_is_trained_with_adamw_at_its_rate_and_warned_of() -> None:
-    assert [defaults.detector_optimizer(key) for key in ("fcos", "detr")] == ["sgd", "adamw"]
+    keys = ("fcos", "detr", "deformable_detr", "rtdetr")
+    assert [defaults.detector_optimizer(key) for key in keys] == ["sgd", "adamw", "adamw", "adamw"]
     assert defaults.detector_lr(8, "detr") == defaults.detector_lr(8, "detr", "adamw")
     assert defaults.detector_lr(8, "detr").value == pytest.approx(5e-5)
     assert defaults.detector_lr(8, "detr", "sgd").value == pytest.approx(5e-3)

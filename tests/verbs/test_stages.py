@@ -17,6 +17,7 @@ from selfdet.detectors.zoo import DETECTORS, DetectorKey
 from selfdet.errors import UserError
 from selfdet.interchange.starts import load_detector
 from selfdet.methods.aligndet import AlignDet
+from selfdet.training.defaults import TRANSFORMERS
 from selfdet.training.rundir import RunDir
 from selfdet.verbs.pretrain_detector import DetectorStageSettings
 from selfdet.verbs.stages import StageSettings
@@ -277,15 +278,18 @@ def test_a_pre_trained_detector_predicts_objects(whole: Path, scenes: Path, tmp_
     assert {row["category_id"] for row in found} <= {1}
 
 
-# A mask_rcnn is a faster_rcnn with one branch more, a cascade_rcnn one with two stages more.
+# A mask_rcnn is a faster_rcnn with one branch more, a cascade_rcnn one with two stages more; DETRs share their code.
+SIBLINGS = ("faster_rcnn", "cascade_rcnn", "deformable_detr", "rtdetr")
+
+
 @pytest.mark.parametrize(
     "detector",
-    [pytest.param(key, marks=pytest.mark.slow) if key in ("faster_rcnn", "cascade_rcnn") else key for key in DETECTORS],
+    [pytest.param(key, marks=pytest.mark.slow) if key in SIBLINGS else key for key in DETECTORS],
 )
 def test_every_detector_goes_from_pre_training_to_fine_tuning_and_detections(
     scenes: Path, tmp_path: Path, detector: str, capfd: Capture
 ) -> None:
-    own = {"fcos": WIDTHS, "retinanet": WIDTHS, "detr": ()}.get(detector, ("fpn_channels",))
+    own = {"fcos": WIDTHS, "retinanet": WIDTHS, **dict.fromkeys(TRANSFORMERS, ())}.get(detector, ("fpn_channels",))
     widths = {name: WIDTHS[name] for name in own}
     widths = dict.fromkeys(WIDTHS) | widths
     tiny_aligndet(scenes, tmp_path / "pre", detector=detector, steps=1, **widths)
@@ -295,10 +299,10 @@ def test_every_detector_goes_from_pre_training_to_fine_tuning_and_detections(
     for part in ("backbone", "neck", "head"):
         assert f"{part:<10}  100.0%" in said
     # Of pre-training and of fine-tuning; both of which take another optimiser.
-    assert said.count("warning: detr learns slowly") == (2 if detector == "detr" else 0)
+    assert said.count(f"warning: {detector} learns slowly") == (2 if detector in TRANSFORMERS else 0)
     for run in ("pre", "tuned"):
         config = yaml.safe_load((tmp_path / run / "config.yaml").read_text())
-        assert config["optimizer"] == ("adamw" if detector == "detr" else "sgd")
+        assert config["optimizer"] == ("adamw" if detector in TRANSFORMERS else "sgd")
     images = sorted((scenes / "images").iterdir())[0]
     for run in ("pre", "tuned"):
         words = ["--init", str(tmp_path / run), "--images", str(images), "--out", str(tmp_path / f"found-{run}")]

@@ -9,6 +9,12 @@ import numpy as np
 
 from selfdet.detectors.anchors import level_sides, working_scale
 
+QUERIES = {
+    "detr": 32,
+    "deformable_detr": 8,
+    "rtdetr": 8,
+}  # detectors without levels, and the stride of their finest map
+
 
 @dataclass(frozen=True)
 class Level:
@@ -23,11 +29,11 @@ def pyramid_levels(detector: str, image_size: int) -> list[Level]:
     """The levels of a detector over a usual backbone (its finest map has stride 4), finest first.
 
     Sizes are those of `box_size`: FCOS takes at a box's centre the level of which half its long side is 4 to 8 anchor
-    sides; of the others it is the one with the anchor nearest in size. The ends take what is left over. DETR
-    has one level.
+    sides; of the others it is the one with the anchor nearest in size. The ends take what is left over. DETRs
+    have one level.
     """
-    if detector == "detr":  # its queries see all of the one map
-        return [Level(32, 0.0, float("inf"))]
+    if detector in QUERIES:  # which see all of the maps; this is the finest one's stride
+        return [Level(QUERIES[detector], 0.0, float("inf"))]
     if detector == "fcos":
         strides = [8, 16, 32, 64, 128]
         edges = [16.0 * side for side in level_sides(image_size, strides)][:-1]

@@ -24,6 +24,8 @@ NAMES = {
     "mask_rcnn": "Mask R-CNN",
     "cascade_rcnn": "Cascade R-CNN",
     "detr": "DETR",
+    "deformable_detr": "Deformable DETR",
+    "rtdetr": "RT-DETR",
 }
 TRAINING = ("backbone", "detector")  # the stages of `pretrain` that train
 

@@ -17,7 +17,7 @@ ASKED = "asked"
 LARGE = 500_000
 # Images a step where nothing is asked, on a CPU and on a GPU.
 BATCHES = {"backbone": (64, 256), "detector": (8, 16), "finetune": (8, 8)}
-TRANSFORMERS = {"detr"}  # detectors that SGD does not train
+TRANSFORMERS = {"detr", "deformable_detr", "rtdetr"}  # detectors that SGD does not train
 ENOUGH = 50 * 118_287  # views from which on they need no warning
 
 
