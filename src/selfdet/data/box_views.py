@@ -162,13 +162,15 @@ class BoxViewBatch:
 class BoxViewDataset:
     """Images with proposal boxes as pairs of views; implements `TrainingDataset`.
 
-    The ids of an image's objects are positions in its record. Its labels are left out: nothing here may learn classes.
+    The ids of an image's objects are positions in its record. Its labels are left out, as nothing here may learn
+    classes, unless they are `pseudo_classes`.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], views: BoxViews) -> None:
+    def __init__(self, records: Sequence[ImageRecord], views: BoxViews, *, pseudo_classes: bool = False) -> None:
         # Polygons would be copied to every worker for nothing.
         self.records = [replace(record, segmentations=[]) for record in records]
         self.views = views
+        self.pseudo_classes = pseudo_classes
 
     def __len__(self) -> int:
         return len(self.records)
@@ -179,8 +181,8 @@ class BoxViewDataset:
 
     def load(self, index: int, epoch: int) -> tuple[Sample, Sample]:
         """Decode image `index` once and make both views of it for `epoch`. Raises: UnreadableImage."""
-        sample = replace(read_sample(self.records[index]), labels=None)
-        return self.views(sample, epoch, index)
+        sample = read_sample(self.records[index])
+        return self.views(sample if self.pseudo_classes else replace(sample, labels=None), epoch, index)
 
 
 def collate_box_views(pairs: Sequence[tuple[Sample, Sample]]) -> BoxViewBatch:

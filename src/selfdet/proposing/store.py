@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from selfdet.data.labels import ImageRecord, load_labels
 from selfdet.data.listing import ListedImage, numbered_images
 from selfdet.data.untrusted import is_integer
 from selfdet.errors import UserError
+from selfdet.proposing.clusters import NO_CLUSTER, Clusters
 from selfdet.proposing.filters import FALLBACKS
 from selfdet.proposing.finding import DECIMALS, FAULTS, Found
 
@@ -81,18 +83,31 @@ def write_proposals(
         "counts": counts(found[image.image_id] for image in listed),
         "skipped": skipped,
     }
+    rows = (row for image in good for row in _annotations(found[image.image_id]))
+    _write(file, info, entries, ({"id": number, **row} for number, row in enumerate(rows, start=1)))
+    return info
+
+
+def write_clusters(file: Path, coco: Mapping[str, Any], numbers: Mapping[int, int], about: Clusters) -> None:
+    """Write proposals, parsed as `coco`, with the cluster of each box: `numbers` by annotation id, −1 for none.
+
+    Raises: UserError when the disk is full.
+    """
+    rows = ({**row, "cluster": numbers.get(row["id"], NO_CLUSTER)} for row in coco["annotations"])
+    _write(file, {**coco["info"], "clusters": asdict(about)}, coco["images"], rows)
+
+
+def _write(
+    file: Path, info: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Piece by piece: as one text the boxes of a large folder would need more memory than finding them."""
     with replacing(file) as out:
-        # Piece by piece: as one text the boxes of a large folder would need more memory than finding them.
         out.write(f'{{"info": {json.dumps(info)},\n"categories": {json.dumps([CATEGORY])},\n"images": ['.encode())
         out.write(",\n".join(map(json.dumps, entries)).encode())
         out.write(b'],\n"annotations": [')
-        number = 0
-        for image in good:
-            for row in _annotations(found[image.image_id]):
-                number += 1
-                out.write(((",\n" if number > 1 else "") + json.dumps({"id": number, **row})).encode())
+        for number, row in enumerate(rows):
+            out.write(((",\n" if number else "") + json.dumps(row)).encode())
         out.write(b"]}\n")
-    return info
 
 
 def _entry(image: ListedImage, found: Found) -> dict[str, Any]:

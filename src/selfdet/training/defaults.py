@@ -18,6 +18,7 @@ LARGE = 500_000
 # Images a step where nothing is asked, on a CPU and on a GPU.
 BATCHES = {"backbone": (64, 256), "detector": (8, 16), "finetune": (8, 8)}
 TRANSFORMERS = {"detr", "deformable_detr", "rtdetr"}  # detectors that SGD does not train
+BOXES_A_CLUSTER = 10  # at least, on the mean
 ENOUGH = 50 * 118_287  # views from which on they need no warning
 
 
@@ -156,6 +157,18 @@ def finetune_steps(images: int, batch: int) -> Default:
 def detector_optimizer(detector: str) -> OptimizerName:
     """What trains the detector of this key where nothing was asked: AdamW where there is a transformer, else SGD."""
     return "adamw" if detector in TRANSFORMERS else "sgd"
+
+
+def pseudo_classes(detector: str, boxes: int) -> Default:
+    """Classes that the detector of this key learns to tell proposals apart by, where nothing was asked; 1: none.
+
+    Source: AlignDet has 256 for DETR.
+    """
+    if detector not in TRANSFORMERS:
+        return Default(1, f"{detector} does not classify in pre-training")
+    if boxes >= 256 * BOXES_A_CLUSTER:
+        return Default(256, "as published")
+    return Default(max(1, boxes // BOXES_A_CLUSTER), f"{plural(boxes, 'proposal')}, {BOXES_A_CLUSTER} a cluster")
 
 
 def slow_learner(detector: str | None, images: int, steps: int, batch: int) -> list[str]:

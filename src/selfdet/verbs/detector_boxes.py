@@ -40,7 +40,7 @@ class DetectorBoxes:
         self.settings: dict[str, Any] = {
             "source": "detector",
             "init": init,
-            "source_hash": _hash(detector.net.state_dict()),
+            "source_hash": hash_weights(detector.net.state_dict()),
             "image_size": self.image_size,
             "precision": self.runtime.precision,
         }
@@ -84,7 +84,7 @@ class DetectorBoxes:
             return Found(image.image_id, fault="failed", reason=f"{type(error).__name__}: {error}")
 
 
-def _hash(state: Mapping[str, Tensor]) -> str:
+def hash_weights(state: Mapping[str, Tensor]) -> str:
     """A hash of weights, whatever file they are in: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, value in state.items():

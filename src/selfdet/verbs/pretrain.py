@@ -11,7 +11,6 @@ from selfdet.data.images import list_images
 from selfdet.data.shards import ShardedImages
 from selfdet.detectors.zoo import DetectorKey
 from selfdet.errors import UserError
-from selfdet.proposing.store import read_proposals
 from selfdet.training.log import Reporter
 from selfdet.training.loggers import LoggerName, check_loggers
 from selfdet.training.presets import Preset, PresetName
@@ -234,7 +233,7 @@ def pretrain(
         widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
         done = pretrain_detector(
             call,
-            read_proposals(result["proposals"], images),
+            Path(result["proposals"]),
             about | {"boxes": boxes},
             detector_settings,
             options={name: value for name, value in widths.items() if value is not None},

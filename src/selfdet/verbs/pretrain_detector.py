@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from selfdet.drawing.box_views import draw_box_views
 from selfdet.drawing.training import plot_training
 from selfdet.interchange.starts import check_options, detector_note, load_backbone, save_detector
 from selfdet.methods.aligndet import AlignDet
+from selfdet.proposing.store import read_proposals
 from selfdet.training import defaults, memory
 from selfdet.training.box_health import box_words
 from selfdet.training.defaults import ASKED, Default, Length
@@ -24,10 +26,11 @@ from selfdet.training.log import plural
 from selfdet.training.optimizers import OptimizerName
 from selfdet.training.snapshots import Snapshots
 from selfdet.training.stage import Weights
+from selfdet.verbs.proposal_clusters import cluster_count, clustered_records
 from selfdet.verbs.stages import Call, StageSettings
 
 # What a detector calls its boxes that has seen no label, and the number of this class in files.
-CLASSES, CATEGORY_IDS = ["object"], [1]
+CLASS = "object"
 CLIP = 10.0
 # Learning rate of the classifier's layer, as a multiple: it says object or background of features that it doesn't
 # shape, among far more background than objects, and runs away at the rate that suits the others.
@@ -53,6 +56,8 @@ class DetectorStageSettings(StageSettings):
         temperature: τ of the contrast of objects.
         momentum: of the teacher after the first step; it rises to 1.
         boxes_per_image: proposals taken of an image, the first ones; what the method's authors took if not given.
+        clusters: pseudo classes of the proposals, by what the backbone sees in them, that a transformer learns to tell
+            apart; 1 for none; those of the proposals' file, or 256, or fewer where boxes are few, if not given.
         samples: places that are compared, of an image or of a batch as the detector has it; 2048 if not given.
         negatives: what the places of an object are told from: other places in the same process (local), or those of all
             processes too (gathered), which is the same with one.
@@ -67,6 +72,7 @@ class DetectorStageSettings(StageSettings):
     temperature: float = 0.5
     momentum: float = 0.996
     boxes_per_image: int | None = None
+    clusters: int | None = None
     samples: int | None = None
     negatives: Literal["local", "gathered"] = "local"
     teacher_rois: Literal["rpn", "proposals"] | None = None
@@ -79,7 +85,7 @@ def detector_length(call: Call, images: int, asked: StageSettings) -> Length:
 
 def pretrain_detector(
     call: Call,
-    records: Sequence[ImageRecord],
+    proposals: Path,
     about: Mapping[str, Any],
     asked: DetectorStageSettings,
     *,
@@ -87,12 +93,16 @@ def pretrain_detector(
     train_backbone: bool,
     clip: float | None,
 ) -> dict[str, Any]:
-    """Train neck and head on images whose proposals are the boxes of `records`; `options` go to the detector's builder.
+    """Train neck and head on images whose boxes are in the file `proposals`; `options` go to the detector's builder.
 
     `about` is what the run's settings say of images and architecture. Returns what the verb does.
     Raises: UserError; Interrupted after saving when stopped.
     """
     runtime = call.runtime
+    records = read_proposals(proposals, about["images"])
+    clusters = cluster_count(
+        call.out, proposals, about["detector"], asked.clusters, sum(len(each.boxes) for each in records)
+    )
     torch.manual_seed(call.seed)
     backbone, report = load_backbone(about["backbone"], about["backbone_weights"])
     usual_size = call.of("detector").size(defaults.detection_size(records))
@@ -103,7 +113,7 @@ def pretrain_detector(
     check_options(about["detector"], options)
     # Frozen whatever else is said: the statistics of a backbone that is not trained are those that it brings.
     norms = {"batch_norm": "train" if train_backbone else "frozen"}
-    net = DETECTORS[about["detector"]](1, backbone, **options, **norms, image_size=pixels)
+    net = DETECTORS[about["detector"]](clusters, backbone, **options, **norms, image_size=pixels)
     length = detector_length(call, len(records), asked)
     images_per_step, total = int(length.batch.value), int(length.steps.value)
     snapshots = call.snapshots("detector", asked, length)
@@ -128,14 +138,13 @@ def pretrain_detector(
     method = AlignDet(net, **method_options)
     groups = parameter_groups(net, {"last": CLASSIFIER}, call.weight_decay, asked.norm_decay, keep_box_outputs=True)
     groups.append({"name": "projector", "lr_scale": 1.0, "params": list(method.projector.parameters())})
-    taken = [_first(record, most) for record in records]
-    dataset = BoxViewDataset(taken, BoxViews(*box_view_preset(pixels), seed=call.seed))
     config = {
         **about,
         "method": "aligndet",
         "method_options": method_options,
         "options": net.config()["options"],
         "boxes_per_image": most,
+        **({"clusters": clusters} if clusters > 1 else {}),
         "image_size": pixels,
         "norm_decay": asked.norm_decay,
         "snapshots": snapshots or None,
@@ -146,6 +155,13 @@ def pretrain_detector(
     stage = call.open("detector", config, recipe)
     if stage.finished:
         return stage.summary()
+    if clusters > 1:
+        records = clustered_records(
+            runtime, call.out, proposals, about["images"], backbone, count=clusters, seed=call.seed
+        )
+    taken = [_first(record, most) for record in records]
+    views = BoxViews(*box_view_preset(pixels), seed=call.seed)
+    dataset = BoxViewDataset(taken, views, pseudo_classes=clusters > 1)
     boxes = sum(len(record.boxes) for record in taken)
     stage.introduce(
         f"AlignDet over {about['detector']} on {plural(len(taken), 'image')} of {about['images']} with "
@@ -167,7 +183,8 @@ def pretrain_detector(
     stage.expect_memory(method, each)
     if runtime.first and not stage.start:
         draw_box_views(dataset, stage.run.pictures / "first_views.jpg")
-    note = detector_note(net, CLASSES, CATEGORY_IDS, pixels) | {"method": "aligndet", "steps": str(total)}
+    names = [CLASS] if clusters == 1 else [f"{CLASS} of cluster {number}" for number in range(1, clusters + 1)]
+    note = detector_note(net, names, range(1, clusters + 1), pixels) | {"method": "aligndet", "steps": str(total)}
     done = stage.train(
         method,
         groups,

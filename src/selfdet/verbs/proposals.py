@@ -28,8 +28,10 @@ from selfdet.proposing.selective_search import Search, compile_search
 from selfdet.proposing.store import listing_hash, read_found, read_info, write_proposals
 from selfdet.proposing.unfinished import Unfinished, require_same
 from selfdet.training.log import Reporter, plural
+from selfdet.training.runtime import start_runtime
 from selfdet.training.stop import Interrupted, Stop
 from selfdet.verbs.detector_boxes import DetectorBoxes
+from selfdet.verbs.proposal_clusters import add_clusters, backbone_of_clusters
 
 PREVIEWS = 12  # images on the sheet
 CELL = 480  # pixels, of each on the sheet
@@ -50,6 +52,9 @@ def proposals(
     max_size: float = Filters.max_size,
     iou: float = Filters.iou,
     top_k: int = Filters.top_k,
+    clusters: int = 0,
+    backbone: str | None = None,
+    backbone_weights: str | None = None,
     seed: int = Search.seed,
     image_timeout: float = 60.0,
     workers: int | None = None,
@@ -77,12 +82,16 @@ def proposals(
         max_size: square root of a box's share of the image's area, at most.
         iou: a box that overlaps one before it by more is left out; 1 keeps all.
         top_k: boxes an image, at most; 0 for no limit.
-        seed: of the jitter in the order of the boxes; it, side and scales belong to the search alone.
+        clusters: pseudo classes to tell the boxes apart by, for transformers such as detr; 0 for none. With --resume
+            they are added to a finished file.
+        backbone: network that the clusters are of; that of backbone_weights, else resnet50, if not given.
+        backbone_weights: its weights, as for pretrain: `library`, a file or a run.
+        seed: of the jitter in the order of the boxes, and of the clusters; side and scales belong to the search alone.
         image_timeout: seconds the search may take for an image, else it is left out and counted; 0 for no limit.
         workers: processes of a search; chosen from the cores and the number of images if not given.
-        image_size: long side of the images that the detector sees, pixels; the run's own if not given.
-        precision: of the detector; auto takes bf16 where the hardware multiplies it.
-        threads: CPU threads of the detector; 0 for torch's choice.
+        image_size: long side of the images that the detector of `init` sees, pixels; the run's own if not given.
+        precision: of that detector; auto takes bf16 where the hardware multiplies it.
+        threads: CPU threads of detector and backbone; 0 for torch's choice.
         preview: write a sheet of pictures with boxes beside `out`.
         resume: continue a run that was interrupted; of a finished one, say what it found.
     Raises: UserError when no image or no box is found, `out` exists, or boxes, labels or run do not fit; Interrupted
@@ -106,6 +115,7 @@ def proposals(
         raise UserError(f"--out {out} exists already", "Name a new file")
     if boxes is not None and init is not None:
         raise UserError("--boxes and --init are both given", "Boxes come from a file or from a detector: leave one out")
+    network = backbone_of_clusters(clusters, backbone, backbone_weights)
     listed = numbered_images(images)
     labels = None if data is None else load_labels(data, images)
     listing = listing_hash(listed)
@@ -156,6 +166,10 @@ def proposals(
 
     result: dict[str, Any] = {"out": out, **info["counts"]}
     _say_counts(result, reporter)
+    if network is not None:
+        runtime = start_runtime(devices=1, precision="fp32", threads=threads)
+        add_clusters(file, images, runtime.place(network), count=clusters, seed=seed, reporter=reporter)
+        result["clusters"] = clusters
     if labels is not None:
         result["recall"] = _recall(listed, found, labels)
         reporter.line(recall_table(result["recall"], title=f"recall of the objects in {data}"))
