@@ -3,7 +3,7 @@
     python benchmarks/cascade_cbnet.py --data ../shared/data/coco-person-mini
 
 Two ResNet-18 start from the one that `main_job.py` has trained with DenseCL, the boxes are those that `person.py` has
-found; both benchmarks come first. It shows that the whole way works, in 200 steps a stage and less than an hour of one
+found; both benchmarks come first. It shows that the whole way works, in 150 steps a stage and less than an hour of one
 core, not what such a detector can reach. A pair of Swin-T goes the same way in a few steps. Every finished cell is one
 line of docs/results/cascade-cbnet.jsonl and is never run again.
 """
@@ -23,16 +23,16 @@ LABELS = 0.1
 # Of each pair: what is in it, the side of its images, its steps in either stage, and what more its runs are told.
 PAIRS: dict[str, dict[str, Any]] = {
     "cb-resnet18": {
-        "size": 192,
-        "steps": 200,
-        "pretrain": "--batch-size 4 --lr 0.005 --clip 10",
-        "finetune": "--lr 0.005",
+        "size": 160,
+        "steps": 150,
+        "pretrain": "--batch-size 2 --lr 0.005",
+        "finetune": "--batch-size 2 --lr 0.005",
     },
     "cb-swin_tiny_patch4_window7_224": {
         "size": 96,
         "steps": 4,
         "pretrain": "--batch-size 2 --log-every 1 --detector-stage.optimizer adamw",
-        "finetune": "--optimizer adamw --log-every 1",
+        "finetune": "--batch-size 2 --optimizer adamw --log-every 1",
     },
 }
 CURVES = {
@@ -73,7 +73,7 @@ def whole(given: argparse.Namespace, backbone: str, pair: dict[str, Any], weight
         backbone,
         pair["steps"],
         f"finetune --init {pretrained} --data {given.data}/train.json {labels} {EQUAL} --fraction {LABELS} "
-        f"--image-size {pair['size']} --batch-norm frozen --keep-box-outputs --steps {pair['steps']} --batch-size 4 "
+        f"--image-size {pair['size']} --batch-norm frozen --keep-box-outputs --steps {pair['steps']} "
         f"{pair['finetune']} --out {tuned}",
         tuned,
     )
