@@ -11,7 +11,8 @@ from selfdet.methods.supervised import Supervised
 from selfdet.models.backbones import build_backbone
 
 BOXES = [[10, 12, 40, 60], [30, 20, 60, 50]]
-NARROW = {"fcos": {"fpn_channels": 64, "head_convs": 1}, "cascade_rcnn": {"fpn_channels": 64}}
+NARROW = {"fcos": {"fpn_channels": 64, "head_convs": 1}, "cascade_rcnn": {"fpn_channels": 64}, "detr": {"layers": 1}}
+BODY = {"detr": "model.backbone.model."}
 
 
 def over_composite(key: str = "fcos", classes: int = 2):
@@ -23,10 +24,11 @@ def over_composite(key: str = "fcos", classes: int = 2):
 def test_both_copies_are_the_backbone_and_their_connections_count_to_the_neck(key):
     detector = over_composite(key)
     parts = {name: part_of(detector, name) for name in detector.net.state_dict()}
-    copies = [name for name in parts if name.startswith(("backbone.body.assistant.", "backbone.body.lead."))]
+    body = BODY.get(key, "backbone.body.")
+    copies = [name for name in parts if name.startswith((f"{body}assistant.", f"{body}lead."))]
     assert {parts[name] for name in copies} == {"backbone"}
     assert len(copies) == sum(part == "backbone" for part in parts.values())
-    connections = [part for name, part in parts.items() if name.startswith("backbone.body.connections.")]
+    connections = [part for name, part in parts.items() if name.startswith(f"{body}connections.")]
     assert connections == ["neck"] * 60  # ten convolutions with a norm of five values
 
 

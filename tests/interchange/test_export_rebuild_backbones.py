@@ -31,3 +31,12 @@ def test_a_composite_backbone_is_composed_again(tmp_path, name):
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.normal_()
     assert_same(rebuilt(seen(detector), tmp_path), detector, noise(150, 100), 128)
+
+
+@pytest.mark.parametrize("key", ["fcos", "faster_rcnn"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_a_plain_transformer_has_its_pyramid_again(tmp_path, name, key):
+    detector = over(name, key)
+    net = rebuilt(seen(detector), tmp_path)
+    for size in ((150, 100), (40, 128)):
+        assert_same(net, detector, noise(*size), 128)

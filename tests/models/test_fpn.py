@@ -55,9 +55,9 @@ def test_the_body_is_the_backbones_own_net():
     assert BackboneWithFPN(backbone, 32).body is backbone.net
 
 
-def test_a_backbone_of_a_single_stride_is_refused():
-    with pytest.raises(UserError, match="vit_tiny_patch16_224 has strides"):
-        BackboneWithFPN(build_backbone("vit_tiny_patch16_224"), 32)
+def test_a_backbone_whose_strides_do_not_double_is_refused():
+    with pytest.raises(UserError, match=r"crossvit_9_240 has strides \[12, 17\]"):
+        BackboneWithFPN(build_backbone("crossvit_9_240"), 32)
 
 
 def test_an_unknown_norm_is_refused():

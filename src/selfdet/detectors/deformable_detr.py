@@ -18,7 +18,7 @@ from selfdet.detectors._transformers_deformable import (
 from selfdet.detectors.base import Batch
 from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.detectors.network import Part
-from selfdet.detectors.queries import Found, QueryDetector, check_queries, each_pair, pixel_mask
+from selfdet.detectors.queries import BODY, CONNECTIONS, Found, QueryDetector, check_queries, each_pair, pixel_mask
 from selfdet.models.backbones import Backbone
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class DeformableDETRDetector(QueryDetector):
         last = [r"class_embed\."]
         (head if keep_box_outputs else last).append(rf"{boxes}\.2\.")
         return {
-            "backbone": Part([r"model\.backbone\.model\."]),
-            "neck": Part([r"model\.input_proj\."]),
+            "backbone": Part([BODY]),
+            "neck": Part([CONNECTIONS, r"model\.input_proj\."]),
             "head": Part(head),
             "last": Part(last, reinit=True),
         }

@@ -13,7 +13,7 @@ from selfdet.detectors._transformers_detr import decoder_states, detr_criterion,
 from selfdet.detectors.base import Batch
 from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.detectors.network import Part
-from selfdet.detectors.queries import Found, QueryDetector, check_queries, pixel_mask
+from selfdet.detectors.queries import BODY, CONNECTIONS, Found, QueryDetector, check_queries, pixel_mask
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
 
@@ -60,8 +60,8 @@ class DETRDetector(QueryDetector):
         classes, boxes = r"class_labels_classifier\.", r"bbox_predictor\.layers\.2\."
         head = [r"model\.(encoder|decoder|query_position_embeddings)\.", r"bbox_predictor\.layers\.[01]\."]
         return {
-            "backbone": Part([r"model\.backbone\.model\."]),
-            "neck": Part([r"model\.input_projection\."]),
+            "backbone": Part([BODY]),
+            "neck": Part([CONNECTIONS, r"model\.input_projection\."]),
             "head": Part([*head, boxes] if keep_box_outputs else head),
             "last": Part([classes] if keep_box_outputs else [classes, boxes], reinit=True),
         }

@@ -45,12 +45,13 @@ class OneStage(Detector):
         self.size_divisor = net.transform.size_divisible
 
     def body(self, tensor: Tensor, net: nn.Module | None = None) -> dict[str, Tensor]:
-        """The three maps (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images that the pyramid stands on."""
+        """The three maps (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images that the pyramid stands on; of
+        a plain transformer the one."""
         return self.net.backbone.maps(self.net.backbone.body if net is None else net, tensor)
 
     def neck(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pyramid maps (B, fpn_channels, H/stride, W/stride), finest first."""
-        return self.net.backbone.fpn(dict(maps))
+        return self.net.backbone.neck(maps)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """torchvision's own "classification", "bbox_regression" and, of FCOS, "bbox_ctrness" losses (scalars,
@@ -167,7 +168,7 @@ def one_stage_parts(outputs: str, keep_box_outputs: bool) -> dict[str, Part]:
     body, connections = body_patterns(r"backbone\.body\.")
     return {
         "backbone": Part([body]),
-        "neck": Part([connections, r"backbone\.fpn\."]),
+        "neck": Part([connections, r"backbone\.(fpn|simple)\."]),
         "head": Part([towers, boxes] if keep_box_outputs else [towers]),
         "last": Part([classifier] if keep_box_outputs else [classifier, boxes], reinit=True),
     }

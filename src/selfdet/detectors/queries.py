@@ -12,6 +12,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image
 
 from selfdet.detectors._transformers import Criterion, Matched
 from selfdet.detectors.base import Batch, Detector, Regions
+from selfdet.detectors.network import body_patterns
 from selfdet.detectors.settings import check_detector
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone, evaluating
@@ -19,6 +20,7 @@ from selfdet.models.place_heads import RegionHead
 
 MOST_BOXES = 50  # proposals of an image in the box domain, as in AlignDet: there must be fewer than queries
 WIDTH = 256  # channels of a query
+BODY, CONNECTIONS = body_patterns(r"model\.backbone\.model\.")  # names of the backbone, and what of it is the neck's
 
 
 class Found(NamedTuple):

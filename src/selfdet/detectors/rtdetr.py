@@ -14,7 +14,7 @@ from selfdet.detectors._transformers_rtdetr import LEVELS, decoded, encoded, rtd
 from selfdet.detectors.base import Batch
 from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.detectors.network import Part
-from selfdet.detectors.queries import Found, QueryDetector, added, check_queries, each_pair
+from selfdet.detectors.queries import BODY, CONNECTIONS, Found, QueryDetector, added, check_queries, each_pair
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
 
@@ -98,8 +98,8 @@ class RTDETRDetector(QueryDetector):
         last = [r"model\.(enc_score_head|decoder\.class_embed|denoising_class_embed)\."]
         (head if keep_box_outputs else last).append(rf"{boxes}\.2\.")
         return {
-            "backbone": Part([r"model\.backbone\.model\."]),
-            "neck": Part([r"model\.(encoder_input_proj|encoder)\."]),
+            "backbone": Part([BODY]),
+            "neck": Part([CONNECTIONS, r"model\.(encoder_input_proj|encoder)\."]),
             "head": Part(head),
             "last": Part(last, reinit=True),
         }

@@ -54,12 +54,13 @@ class TwoStage(Detector):
         self.size_divisor = net.transform.size_divisible
 
     def body(self, tensor: Tensor, net: nn.Module | None = None) -> dict[str, Tensor]:
-        """The four maps (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images that the pyramid stands on."""
+        """The four maps (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images that the pyramid stands on; of
+        a plain transformer the one."""
         return self.net.backbone.maps(self.net.backbone.body if net is None else net, tensor)
 
     def neck(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pyramid maps (B, fpn_channels, H/stride, W/stride), finest first, "pool" the last."""
-        return self.net.backbone.fpn(dict(maps))
+        return self.net.backbone.neck(maps)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """torchvision's own "loss_objectness" and "loss_rpn_box_reg" of the RPN, "loss_classifier" and "loss_box_reg"
@@ -162,7 +163,7 @@ class TwoStage(Detector):
         body, connections = body_patterns(r"backbone\.body\.")
         return {
             "backbone": Part([body]),
-            "neck": Part([connections, r"backbone\.fpn\."]),
+            "neck": Part([connections, r"backbone\.(fpn|simple)\."]),
             "rpn": Part([r"rpn\."]),
             "head": Part([head, boxes] if keep_box_outputs else [head]),
             "last": Part([classifier] if keep_box_outputs else [classifier, boxes], reinit=True),

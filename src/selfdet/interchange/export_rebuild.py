@@ -118,13 +118,17 @@ class Pyramid(nn.Module):
     """A body with a feature pyramid over its last maps, and the coarser levels that `extra` adds."""
 
     def __init__(
-        self, body: nn.Module, maps: Callable[[Tensor], list[Tensor]], extra: ExtraFPNBlock, config: dict[str, Any]
+        self,
+        body: nn.Module,
+        maps: Callable[[Tensor], list[Tensor]],
+        extra: ExtraFPNBlock,
+        channels: list[int],
+        config: dict[str, Any],
     ) -> None:
         super().__init__()
         self.body = body
         self.maps = maps
         self.out_channels = config["fpn_channels"]
-        channels = config["backbone"]["channels"]
         self.fpn = FeaturePyramidNetwork(channels, self.out_channels, extra, NORMS[config["neck_norm"]])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -194,23 +198,65 @@ class Composite(nn.Module):
         return maps
 
 
+class Simple(nn.Module):
+    """Maps of the strides `wanted`, made of a plain transformer's one: transposed convolutions and pooling."""
+
+    def __init__(self, channels: int, stride: int, wanted: list[int]) -> None:
+        super().__init__()
+        from timm.layers import LayerNorm2d
+
+        self.channels, levels = [], []
+        for other in wanted:
+            width, layers = channels, list[nn.Module]()
+            if other > stride:
+                layers.append(nn.MaxPool2d(other // stride))
+            while other < stride:
+                layers += [LayerNorm2d(width), nn.GELU()] if layers else []
+                layers.append(nn.ConvTranspose2d(width, width // 2, 2, 2))
+                width, other = width // 2, 2 * other
+            levels.append(nn.Sequential(*layers))
+            self.channels.append(width)
+        self.norm, self.levels = LayerNorm2d(channels), nn.ModuleList(levels)
+
+    def forward(self, last: Tensor) -> list[Tensor]:
+        last = self.norm(last)
+        return [level(last) for level in self.levels]
+
+
 def pyramid(config: dict[str, Any], extra: ExtraFPNBlock) -> Pyramid:
     """The backbone named in `config`, at random, with its pyramid."""
-    name, levels = config["backbone"]["name"], len(config["backbone"]["channels"])
+    name, channels = config["backbone"]["name"], config["backbone"]["channels"]
+    levels = len(channels)
     if name.startswith("cb-"):
         pair = Composite(name.removeprefix("cb-"))
-        return Pyramid(pair, lambda x: pair(x)[-levels:], extra, config)
+        return Pyramid(pair, lambda x: pair(x)[-levels:], extra, channels, config)
     if config["backbone"]["library"] == "torchvision":
         layers = {f"layer{5 - levels + level}": str(level) for level in range(levels)}
         body = IntermediateLayerGetter(torchvision.models.get_model(name, weights=None), layers)
-        return Pyramid(body, lambda x: list(body(x).values()), extra, config)
+        return Pyramid(body, lambda x: list(body(x).values()), extra, channels, config)
     getter = timm_features(name)
     net, indices = getter.model, list(getter.out_indices)[-levels:]
 
     def maps(x: Tensor) -> list[Tensor]:
         return net.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
 
-    return Pyramid(net, maps, extra, config)
+    if levels > 1:
+        return Pyramid(net, maps, extra, channels, config)
+    patch = getter.feature_info.reduction()[-1]
+    stride = 2 ** round(math.log2(patch))  # each patch spans so many pixels of the image as given
+    made = config["strides"][: -2 if isinstance(extra, LastLevelP6P7) else -1]
+    simple = Simple(channels[0], stride, made)
+
+    def one_map(x: Tensor) -> list[Tensor]:
+        rows, columns = -(-x.shape[2] // stride), -(-x.shape[3] // stride)
+        x = functional.pad(x, (0, columns * stride - x.shape[3], 0, rows * stride - x.shape[2]))
+        if patch != stride:
+            x = functional.interpolate(x, (rows * patch, columns * patch), mode="bilinear")
+        return simple(maps(x)[0])
+
+    whole = Pyramid(net, one_map, extra, simple.channels, config)
+    whole.simple = simple
+    return whole
 
 
 def timm_features(name: str) -> Any:

@@ -18,6 +18,7 @@ from selfdet.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from selfdet.errors import UserError
 from selfdet.models.composite import PREFIX, compose, plain_name
 from selfdet.models.depthwise import spare_depthwise
+from selfdet.models.plain_vit import fitted_images, told_stride
 
 LEVELS = 4  # coarsest maps kept: strides 4, 8, 16, 32 of a usual network
 
@@ -108,7 +109,8 @@ class Trunk(nn.ModuleDict):
 def build_backbone(name: str, weights: str | None = None) -> Backbone:
     """A torchvision ResNet by its name, or any other network by its timm name (`timm/NAME` forces timm).
 
-    `cb-NAME` is a composite backbone, two of torchvision's ResNets or timm's Swins with the same weights (`Composite`).
+    A plain vision transformer, all of whose maps have one stride, has its last one alone; it takes images of any size
+    (`fitted_images`). `cb-NAME` is a composite backbone, two of torchvision's ResNets or timm's Swins with the same weights (`Composite`).
     `weights`: None or "random" leaves the library's initialisation, "library" loads its pretrained weights.
     Raises: UserError for an unknown name (with the nearest ones), a network without maps, weights that cannot be had,
     two of a network that cannot be composed.
@@ -167,7 +169,8 @@ def _torchvision_resnet(name: str, pretrained: bool) -> Backbone:
     return Backbone(name, "torchvision", Trunk(resnet), _call, channels, [4, 8, 16, 32])
 
 
-def _timm_maps(net: nn.Module, x: Tensor, indices: tuple[int, ...]) -> dict[str, Tensor]:
+def _timm_maps(net: nn.Module, x: Tensor, indices: tuple[int, ...], patch: int | None) -> dict[str, Tensor]:
+    x = x if patch is None else fitted_images(x, patch)
     maps = net.forward_intermediates(x, indices=list(indices), output_fmt="NCHW", intermediates_only=True)  # type: ignore[operator]
     return OrderedDict((str(level), features) for level, features in enumerate(maps))
 
@@ -181,14 +184,18 @@ def timm_backbone(name: str, pretrained: bool, output_stride: int | None = None)
     asked = {} if output_stride is None else {"output_stride": output_stride}
     getter = _fetch(name, partial(_any_size, library_name, pretrained, asked))
     # The getter prunes what lies behind the last map and keeps the rest as `.model`, under timm's own names.
-    indices = tuple(getter.out_indices)[-LEVELS:]
+    indices, strides = tuple(getter.out_indices)[-LEVELS:], getter.feature_info.reduction()[-LEVELS:]
+    channels = getter.feature_info.channels()[-LEVELS:]
+    patch = strides[0] if len(set(strides)) == 1 and output_stride is None else None
+    if patch is not None:
+        indices, channels, strides = indices[-1:], channels[-1:], [told_stride(patch)]
     return Backbone(
         name,
         "timm",
         spare_depthwise(getter.model),
-        partial(_timm_maps, indices=indices),
-        getter.feature_info.channels()[-LEVELS:],
-        getter.feature_info.reduction()[-LEVELS:],
+        partial(_timm_maps, indices=indices, patch=patch),
+        channels,
+        strides,
         tuple(getter.model.pretrained_cfg.get("mean", IMAGENET_MEAN)),
         tuple(getter.model.pretrained_cfg.get("std", IMAGENET_STD)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 
@@ -15,7 +15,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
+from selfdet.models.plain_vit import SimplePyramid
 
+COARSEST = 32  # stride, px, of the last map that a pyramid stands on
 NORMS: dict[str | None, Callable[[int], nn.Module] | None] = {
     None: None,
     "bn": nn.BatchNorm2d,
@@ -42,8 +44,9 @@ class BackboneWithFPN(nn.Module):
     """A backbone's `net` as `body` and a pyramid `fpn` over its last maps: `body.…`, `fpn.inner_blocks.…`.
 
     With `extra="p6p7"` (FCOS, RetinaNet) the pyramid stands on the last three maps and two strided convolutions add
-    two coarser ones; with `extra="pool"` (R-CNN) on the last four and subsampling adds one. `out_channels` is the
-    width of every level and `strides` the pixels a cell of each level spans, finest first.
+    two coarser ones; with `extra="pool"` (R-CNN) on the last four and subsampling adds one. Of the one map of a plain
+    transformer a `SimplePyramid`, `simple`, makes those first. `out_channels` is the width of every level and `strides`
+    the pixels a cell of each level spans, finest first.
     Raises: UserError when the backbone has too few maps or their strides do not double.
     Source: Lin et al. 2017, Feature Pyramid Networks; keys as torchvision's class of this name.
     """
@@ -55,7 +58,12 @@ class BackboneWithFPN(nn.Module):
         if norm not in NORMS:
             raise UserError(f"pyramid norm {norm!r}", "expected bn, gn or none")
         levels = {"p6p7": 3, "pool": 4}[extra]
-        strides = backbone.strides[-levels:]
+        strides, channels = backbone.strides[-levels:], backbone.channels[-levels:]
+        self.simple: SimplePyramid | None = None
+        if len(strides) == 1:
+            strides = [COARSEST >> step for step in reversed(range(levels))]
+            self.simple = SimplePyramid(channels[0], backbone.strides[0], strides)
+            channels = self.simple.channels
         if len(strides) < levels or any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
             raise UserError(
                 f"backbone {backbone.name} has strides {backbone.strides}; a pyramid needs {levels} that double",
@@ -64,7 +72,7 @@ class BackboneWithFPN(nn.Module):
         self.maps = partial(_last_maps, backbone.maps, levels)
         self.body = backbone.net
         self.fpn = FeaturePyramidNetwork(
-            backbone.channels[-levels:],
+            channels,
             out_channels,
             ExactP6P7(out_channels, out_channels) if extra == "p6p7" else LastLevelMaxPool(),
             NORMS[norm],
@@ -75,7 +83,11 @@ class BackboneWithFPN(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Pyramid maps (B, out_channels, H/stride, W/stride), finest first, of normalised images x (B, 3, H, W)."""
-        return self.fpn(self.maps(self.body, x))
+        return self.neck(self.maps(self.body, x))
+
+    def neck(self, maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Pyramid maps (B, out_channels, H/stride, W/stride), finest first, of the backbone's."""
+        return self.fpn(dict(maps) if self.simple is None else self.simple(maps))
 
 
 def _last_maps(
