@@ -1,9 +1,10 @@
-"""detectron2's and Caffe2's names for what a ResNet has, as torchvision's."""
+"""detectron2's and Caffe2's names for what a ResNet has, as torchvision's; detectron2's for an R-CNN, as mmdet's."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,3 +99,72 @@ def _from_caffe2(state: State) -> State:
         own = _layer(found["stage"], found["block"], layer, norm)
         made[f"{own}.{NORMS[what] if norm else 'weight'}"] = value
     return made
+
+
+# mmdet's names and detectron2's for what stands on the backbone; {n} counts from 0 there and from 1 or 2 here.
+RCNN = (
+    ("neck.lateral_convs.{n}.conv.", "backbone.fpn_lateral{n}.", 2),
+    ("neck.lateral_convs.{n}.NORM.", "backbone.fpn_lateral{n}.norm.", 2),
+    ("neck.fpn_convs.{n}.conv.", "backbone.fpn_output{n}.", 2),
+    ("neck.fpn_convs.{n}.NORM.", "backbone.fpn_output{n}.norm.", 2),
+    ("rpn_head.rpn_conv.", "proposal_generator.rpn_head.conv.", 0),
+    ("rpn_head.rpn_cls.", "proposal_generator.rpn_head.objectness_logits.", 0),
+    ("rpn_head.rpn_reg.", "proposal_generator.rpn_head.anchor_deltas.", 0),
+    ("roi_head.bbox_head.shared_fcs.{n}.", "roi_heads.box_head.fc{n}.", 1),
+    ("roi_head.bbox_head.shared_convs.{n}.conv.", "roi_heads.box_head.conv{n}.", 1),
+    ("roi_head.bbox_head.shared_convs.{n}.NORM.", "roi_heads.box_head.conv{n}.norm.", 1),
+    ("roi_head.bbox_head.fc_cls.", "roi_heads.box_predictor.cls_score.", 0),
+    ("roi_head.bbox_head.fc_reg.", "roi_heads.box_predictor.bbox_pred.", 0),
+    ("roi_head.mask_head.convs.{n}.conv.", "roi_heads.mask_head.mask_fcn{n}.", 1),
+    ("roi_head.mask_head.upsample.", "roi_heads.mask_head.deconv.", 0),
+    ("roi_head.mask_head.conv_logits.", "roi_heads.mask_head.predictor.", 0),
+)
+BOTTOM_UP = "backbone.bottom_up."
+
+
+def as_detectron2(state: Mapping[str, Tensor]) -> State:
+    """A ResNet of torchvision's names under detectron2's, which keep no count of batches."""
+    made: State = {}
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        own = re.sub(r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}", name)
+        own = own.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        own = re.sub(r"bn(\d)", r"conv\1.norm", own)
+        made[own if own.startswith("res") else f"stem.{own}"] = value
+    return made
+
+
+def detector_as_detectron2(state: Mapping[str, Tensor]) -> State:
+    """A Faster or Mask R-CNN of mmdet's names over a ResNet under detectron2's."""
+    body = as_detectron2({n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")})
+    made = {f"{BOTTOM_UP}{name}": value for name, value in body.items()}
+    for name, value in state.items():
+        if not name.startswith("backbone.") and not name.endswith("num_batches_tracked"):
+            made[_counted(name, towards=True)] = value
+    return made
+
+
+def as_mmdet(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's content whose tensors, of a Faster or Mask R-CNN under detectron2's names, have mmdet's."""
+    state = content.get("model", content)
+    state = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    made: State = {}
+    for name, value in state.items():
+        if not name.startswith(BOTTOM_UP):
+            made[_counted(name, towards=False)] = value
+    body = {name.removeprefix(BOTTOM_UP): value for name, value in state.items() if name.startswith(BOTTOM_UP)}
+    made |= {f"backbone.{name}": value for name, value in body.items()}
+    return {"meta": content.get("meta", {}), "state_dict": made}
+
+
+def _counted(name: str, towards: bool) -> str:
+    """The name there of mmdet's name, or, not `towards`, the other way; as it is where there is none."""
+    for theirs, ours, first in RCNN:
+        given, wanted = (theirs, ours) if towards else (ours, theirs)
+        norms = "(?:bn|gn)" if towards else "NORM"
+        found = re.match("^" + re.escape(given).replace(r"\{n\}", r"(\d+)").replace("NORM", norms) + r"(\w+)$", name)
+        if found is not None:
+            number = int(found[1]) + (first if towards else -first) if found.lastindex == 2 else 0
+            return wanted.replace("{n}", str(number)).replace("NORM", "bn") + found[found.lastindex or 0]
+    return name

@@ -11,6 +11,7 @@ import torchvision
 
 from selfdet.errors import UserError
 from selfdet.interchange.export_check import check_backbone
+from selfdet.interchange.export_words import map_differences
 from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.starts import Start, save_backbone
 from selfdet.models.backbones import Backbone, build_backbone
@@ -90,11 +91,7 @@ def export_backbone(folder: Path, given: Outgoing, library: str) -> Written:
         )
     write_backbone(folder, backbone, given.note)
     figures = check_backbone(folder / PROGRAM, folder / WEIGHTS, backbone)
-    return Written(
-        figures,
-        f"loaded without selfdet, {figures['maps']} maps compared: they differ by at most "
-        f"{figures['largest_difference']:.2g} of their largest value",
-    )
+    return Written(figures, f"loaded without selfdet, {map_differences(figures)}")
 
 
 def write_backbone(folder: Path, backbone: Backbone, note: Mapping[str, str]) -> None:

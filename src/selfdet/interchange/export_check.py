@@ -96,7 +96,7 @@ def check_detector(program: Path, weights: Path, detector: Detector, image_size:
     images = {f"image{row}": image for row, image in enumerate(check_images(image_size))}
     answer = run_stranger(STRANGER + DETECT, program, images)
     samples = [resize_sample(plain_sample(tv_tensors.Image(images[name])), image_size) for name in sorted(images)]
-    ours = [each.predict([sample])[0] for each in (detector, _at_zero(detector)) for sample in samples]
+    ours = [each.predict([sample])[0] for each in (detector, at_zero(detector)) for sample in samples]
     theirs = [{key: answer[f"{run}.{key}"] for key in found} for run, found in enumerate(ours)]
     return compare_detections(ours, theirs)
 
@@ -127,9 +127,11 @@ def check_backbone(program: Path, weights: Path, backbone: Backbone) -> dict[str
     return {"maps": len(ours), "largest_difference": worst}
 
 
-def compare_detections(ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]]) -> dict[str, float]:
+def compare_detections(
+    ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]], tolerance: float = BOX_TOLERANCE
+) -> dict[str, float]:
     """Match detections ("boxes" (N, 4) xyxy px, "scores" (N,), "labels" (N,), and "masks" (N, …, H, W) bool where ours
-    have them), image by image, in both directions.
+    have them), image by image, in both directions; boxes within `tolerance` px.
 
     Returns and raises as `check_detector` says.
     """
@@ -140,7 +142,7 @@ def compare_detections(ours: list[dict[str, Tensor]], theirs: list[dict[str, Ten
         box = (own["boxes"][:, None] - other["boxes"][None]).abs().amax(-1)
         score = (own["scores"][:, None] - other["scores"][None]).abs()
         same = own["labels"][:, None] == other["labels"][None]
-        close = same & (box <= BOX_TOLERANCE) & (score <= SCORE_TOLERANCE)
+        close = same & (box <= tolerance) & (score <= SCORE_TOLERANCE)
         count += len(own["boxes"]) + len(other["boxes"])
         if not close.numel():
             continue
@@ -159,7 +161,7 @@ def compare_detections(ours: list[dict[str, Tensor]], theirs: list[dict[str, Ten
     if not count or matched < COUNTERPARTS * count:
         raise ExportMismatchError(
             f"{matched} of {count} detections, own and exported, have a counterpart "
-            f"within {BOX_TOLERANCE} px and {SCORE_TOLERANCE} of score"
+            f"within {tolerance} px and {SCORE_TOLERANCE} of score"
             + (f", with a mask of at least {1 - MASK_TOLERANCE} IoU" if masked else "")
         )
     figures = {"detections": count // 2, "box_difference": box_difference, "score_difference": score_difference}
@@ -189,7 +191,7 @@ def check_images(image_size: int) -> list[Tensor]:
     return images
 
 
-def _at_zero(detector: Detector) -> Detector:
+def at_zero(detector: Detector) -> Detector:
     """The detector a second time, with a score threshold of 0."""
     config = detector.config()
     options = {**config["options"], "score_threshold": 0.0}

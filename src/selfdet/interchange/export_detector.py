@@ -12,6 +12,7 @@ from selfdet.detectors.base import Detector
 from selfdet.errors import UserError
 from selfdet.interchange.export_check import check_detector
 from selfdet.interchange.export_rebuild import NETWORKS
+from selfdet.interchange.export_words import differences
 from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.starts import save_detector
 from selfdet.training.rundir import write_text
@@ -35,16 +36,6 @@ def export_detector(folder: Path, given: Outgoing) -> Written:
     write_detector(folder, detector, note)
     figures = check_detector(folder / PROGRAM, folder / WEIGHTS, detector, note["image_size"])
     return Written(figures, f"rebuilt without selfdet, {differences(figures)}")
-
-
-def differences(figures: Mapping[str, float]) -> str:
-    """What `compare_detections` found, in words."""
-    apart = figures.get("mask_difference")
-    masks = "" if apart is None else f", masks by {apart:.2g} of their pixels"
-    return (
-        f"{figures['detections']} detections compared: boxes differ by at most "
-        f"{figures['box_difference']:.2g} px, scores by {figures['score_difference']:.2g}{masks}"
-    )
 
 
 def write_detector(folder: Path, detector: Detector, note: Mapping[str, Any]) -> None:

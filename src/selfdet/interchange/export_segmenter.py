@@ -19,6 +19,7 @@ from selfdet.interchange.export_check import (
     check_weights,
     run_stranger,
 )
+from selfdet.interchange.export_words import map_differences
 from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.segmenters import save_segmenter
 from selfdet.models.backbones import Backbone, build_backbone, evaluating
@@ -42,11 +43,7 @@ def export_segmenter(folder: Path, given: Outgoing) -> Written:
     """
     write_segmenter(folder, given.network, given.note)
     figures = check_segmenter(folder, given.network, given.note)
-    return Written(
-        figures,
-        f"rebuilt without selfdet, {figures['score_maps']} maps of scores compared: they differ by at most "
-        f"{figures['largest_difference']:.2g} of their largest value",
-    )
+    return Written(figures, f"rebuilt without selfdet, {map_differences(figures, 'score maps')}")
 
 
 def write_segmenter(folder: Path, segmenter: Segmenter, note: Mapping[str, Any]) -> None:

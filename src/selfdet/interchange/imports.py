@@ -116,11 +116,7 @@ def import_backbone(
             raise UserError(f"{path}: its names ({_first(content)}) are those of no known format", NONE_OF_THESE)
         key = told
     known = FORMATS[key]
-    if pixels is None and key in ANY_PIXELS:
-        raise UserError(
-            f"{path}: files of detectron2 don't say which pixels their networks take",
-            "Add --pixels rgb (torchvision's, MoCo's converter's), bgr (ResNeXts) or caffe (detectron2's own, MSRA's)",
-        )
+    check_pixels(path, key, pixels)
     found, container = tensors_in(content, key)
     tensors = {str(each): value.detach() for each, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -158,6 +154,15 @@ def import_backbone(
     return Imported(
         backbone, full_tensors(backbone.net.state_dict(), state), key, report, [*said, *more], sorted(outside | inside)
     )
+
+
+def check_pixels(path: Path, key: str, pixels: Pixels | None) -> None:
+    """Raises: UserError where a format's files don't say which pixels their networks take, and nobody else does."""
+    if pixels is None and key in ANY_PIXELS:
+        raise UserError(
+            f"{path}: files of detectron2 don't say which pixels their networks take",
+            "Add --pixels rgb (torchvision's, MoCo's converter's), bgr (ResNeXts) or caffe (detectron2's own, MSRA's)",
+        )
 
 
 def taken(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> TransferReport:

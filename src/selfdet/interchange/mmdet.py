@@ -23,10 +23,12 @@ from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import State, renamed, told_by
 from selfdet.interchange.formats import tensors_in
 from selfdet.interchange.imports import NotTakenError, Pixels, full_tensors, with_own_pixels
+from selfdet.interchange.notes import check_note, read_note
 from selfdet.models.backbones import build_backbone
 from selfdet.training.checkpoint import check_tensors
 from selfdet.training.transfer import TransferReport, transfer
 
+SELFDET = "selfdet"  # under which selfdet's own files say in `meta` what else they were written from
 ONLINE = "online_backbone."  # what AlignDet puts before the detector that it trains
 IMAGE_SIZE = 1333  # px, mmdet's usual long side
 FULL_SCALE = 784  # px from which on our anchors are as large as in the papers
@@ -102,8 +104,9 @@ def import_detector(
 
     Raises: UserError for a detector that torchvision's networks cannot be; NotTakenError where not every tensor fits.
     """
-    size = IMAGE_SIZE if image_size is None else image_size
-    if size < FULL_SCALE:
+    own = _own_note(path, content)
+    size = (own.get("image_size", IMAGE_SIZE)) if image_size is None else image_size
+    if size < FULL_SCALE and size != own.get("image_size"):
         raise UserError(
             f"--image-size {size}: mmdet's anchors are made for images of about {IMAGE_SIZE} px, ours would be smaller "
             f"below {FULL_SCALE}",
@@ -143,6 +146,8 @@ def import_detector(
     ours = {**{f"backbone.body.{each}": value for each, value in body.items()}, **rest}
     key = "mask_rcnn" if any("mask_head" in each for each in ours) else "faster_rcnn"
     options = {**_options(path, ours), "image_size": size, "regions": "exact"}
+    if own:
+        options = {**own["options"], **options, "regions": own["options"].get("regions", "rounded")}
     with torch.device("meta"):
         shapes = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
     report = _taken(shapes, ours, pretrained, str(path))
@@ -150,6 +155,15 @@ def import_detector(
     filled = {each: ours.get(each, value) for each, value in detector.net.state_dict().items()}
     detector.net.load_state_dict(full_tensors(detector.net.state_dict(), filled))
     return ImportedDetector(detector, names, size, report, said, left, pretrained)
+
+
+def _own_note(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file that selfdet wrote in this format says of the detector that it was; empty of any other file."""
+    meta = content.get("meta")
+    text = meta.get(SELFDET) if isinstance(meta, Mapping) else None
+    note = read_note(text) if isinstance(text, str) else {}
+    check_note(note, path)
+    return note if note.get("kind") == "detector" and isinstance(note.get("options"), dict) else {}
 
 
 def _check_settings(path: Path, content: Mapping[str, Any], pixels: Pixels | None) -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 Kind = Literal["detector", "segmenter", "backbone"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A network on its way out: a `Detector`, `Segmenter` or `Backbone` by its `kind`, the `note` of its file and, for
-    messages, what the user called it (`source`)."""
+    """A network on its way out: a `Detector`, `Segmenter` or `Backbone` by its `kind`, the `note` of its file, what the
+    user called it (`source`) and the `options` of its target."""
 
     kind: Kind
     network: Any
     note: dict[str, Any]
     source: str
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 class Written(NamedTuple):

@@ -14,20 +14,25 @@ from selfdet.errors import UserError
 from selfdet.interchange.export_backbone import export_backbone, open_backbone
 from selfdet.interchange.export_check import check_finite
 from selfdet.interchange.export_detector import export_detector
+from selfdet.interchange.export_mmdet import export_peer
+from selfdet.interchange.export_onnx import export_onnx
+from selfdet.interchange.export_program import export_program
 from selfdet.interchange.export_segmenter import export_segmenter, ordinary_backbone
-from selfdet.interchange.outgoing import Kind, Outgoing, Writer
+from selfdet.interchange.outgoing import KINDS, Kind, Outgoing, Writer
 from selfdet.interchange.segmenters import load_segmenter
 from selfdet.interchange.starts import open_detector, resolve_start
 
 # The keys, for the command line.
-TargetKey = Literal["torchvision", "timm"]
+TargetKey = Literal["torchvision", "timm", "detectron2", "mmdet", "onnx", "torch-export"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A library or format: `writers` has what it takes. Of anything else it gets the backbone."""
+    """A library or format: `writers` has what it takes; of anything else it gets the backbone. `options`: those of
+    `export` that are for it."""
 
     writers: Mapping[Kind, Writer]
+    options: tuple[str, ...] = ()
 
 
 TARGETS: dict[str, Target] = {
@@ -39,6 +44,10 @@ TARGETS: dict[str, Target] = {
         }
     ),
     "timm": Target({"backbone": partial(export_backbone, library="timm")}),
+    "onnx": Target(dict.fromkeys(KINDS, export_onnx), ("nms", "opset")),
+    "torch-export": Target(dict.fromkeys(KINDS, export_program), ("nms",)),
+    "detectron2": Target({kind: partial(export_peer, library="detectron2") for kind in ("detector", "backbone")}),
+    "mmdet": Target({kind: partial(export_peer, library="mmdet") for kind in ("detector", "backbone")}),
 }
 
 

@@ -6,27 +6,40 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selfdet.errors import UserError
 from selfdet.interchange.targets import TARGETS, TargetKey, backbone_of, open_outgoing
 from selfdet.training.log import Reporter
 
 
-def export(*, init: str, to: TargetKey, out: str) -> dict[str, Any]:
+def export(
+    *,
+    init: str,
+    to: TargetKey,
+    out: str,
+    part: Literal["backbone"] | None = None,
+    nms: Literal["in", "out"] | None = None,
+    opset: int | None = None,
+) -> dict[str, Any]:
     """Write a detector, segmenter or backbone for use without selfdet.
 
     A detector goes to torchvision, whatever its backbone: detector.safetensors, detector.json and rebuild.py, which
     needs torch, torchvision, timm and safetensors only. A backbone goes to the library it comes from, with a load.py.
     Of a detector on a timm backbone, timm gets the backbone as it was fine-tuned. A segmenter goes the same ways, its
-    weights named as those of torchvision's FCN. Nothing is called done before a
-    process that cannot import selfdet has rebuilt it and found the same.
+    weights named as those of torchvision's FCN. ONNX and torch.export take all three, for any number of images of any
+    size. A DETR goes to transformers, a folder that this library loads by itself. Nothing is called done before the
+    other side has found the same: a process that cannot import selfdet, or onnxruntime.
 
     Args:
         init: run directory or weights file, of pretrain or finetune.
-        to: library that it is for: torchvision or timm.
+        to: library or format that it is for; docs/how-to-weights.md has what each takes.
         out: folder to make; refused when not empty.
+        part: backbone for that of a detector or segmenter alone.
+        nms: whether a graph suppresses boxes that overlap, in if not given, or leaves it to what runs it.
+        opset: of ONNX, 18 to 23; 18 if not given.
 
     Raises: UserError when `init` names nothing to export or something of another library, or `out` is not empty;
     ExportMismatchError when the result behaves differently.
@@ -37,9 +50,13 @@ def export(*, init: str, to: TargetKey, out: str) -> dict[str, Any]:
     target = Path(os.path.abspath(out))
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise UserError(f"--out {out} is not empty", "Name a new folder")
-    given = open_outgoing(init)
     reporter, goal = Reporter(), TARGETS[to]
-    if given.kind not in goal.writers:
+    options = {name: value for name, value in (("nms", nms), ("opset", opset)) if value is not None}
+    if foreign := [name for name in options if name not in goal.options]:
+        named = ", ".join(key for key, each in TARGETS.items() if foreign[0] in each.options)
+        raise UserError(f"--{foreign[0]} is for {named}, not for --to {to}", "Leave it out")
+    given = replace(open_outgoing(init), options=options)
+    if part == "backbone" or given.kind not in goal.writers:
         given = backbone_of(given)
     with _whole_folder(target) as folder:
         figures, line = goal.writers[given.kind](folder, given)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from selfdet.data.untrusted import expanded
 from selfdet.errors import UserError
+from selfdet.interchange.detectron2_names import as_mmdet
 from selfdet.interchange.formats import DETECTOR_FORMATS, NO_FORMAT, FormatKey, recognise
-from selfdet.interchange.imports import Imported, NotTakenError, Pixels, import_backbone, read_content
+from selfdet.interchange.imports import Imported, NotTakenError, Pixels, check_pixels, import_backbone, read_content
 from selfdet.interchange.mmdet import ImportedDetector, import_detector
 from selfdet.interchange.relatives import PRETRAINED
 from selfdet.interchange.starts import NOTE, backbone_note, detector_note
@@ -42,7 +43,8 @@ def import_weights(
         file: .safetensors, .pt, .pth, .ckpt or detectron2's .pkl.
         out: weights file to write.
         format: whose file it is; auto goes by its names.
-        part: what of it; the detector of mmdet and aligndet, of all others the backbone, if not given.
+        part: what of it; the detector of mmdet and aligndet, of all others the backbone, if not given. Of detectron2
+            it may be the detector, too.
         backbone: the network, where its shapes don't tell (other networks of timm than ResNets, ViTs and Swins).
         pixels: what the network was trained on: rgb, normalised as the library does; bgr, the same with blue first;
             caffe, blue first in 0…255 with the mean taken off. What isn't rgb becomes so, in the first convolution.
@@ -63,7 +65,7 @@ def import_weights(
         raise UserError(f"--out {out}: there is no folder {target.parent}", "Make it, or name another")
     reporter, content = Reporter(), read_content(source)
     key = recognise(content) if format == "auto" else format
-    of_detector = key in DETECTOR_FORMATS and part != "backbone"
+    of_detector = part == "detector" if key == "detectron2" else key in DETECTOR_FORMATS and part != "backbone"
     if part == "detector" and not of_detector:
         raise UserError(f"--part detector: {NO_FORMAT if key is None else key} files give a backbone", "Leave it out")
     if not of_detector and (classes is not None or image_size is not None):
@@ -73,6 +75,9 @@ def import_weights(
     taken: Imported | ImportedDetector
     try:
         if of_detector:
+            if key == "detectron2":
+                check_pixels(source, key, pixels)
+                content = as_mmdet(content)
             taken = import_detector(
                 source, content, name=backbone, pixels=pixels, classes=classes, image_size=image_size
             )

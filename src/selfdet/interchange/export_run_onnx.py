@@ -1,0 +1,74 @@
+"""The detector of this folder in onnxruntime: numpy, Pillow and onnxruntime are all it needs.
+
+    python run.py photo.jpg other.png       # detections as JSON
+
+    from run import Detector
+    detector = Detector()                   # detector.onnx beside this file
+    boxes, scores, labels = detector(picture)      # a PIL image; x1 y1 x2 y2 in its pixels
+
+detector.onnx resizes nothing: an image goes in with a long side of `image_size` px, as bytes, padded to multiples of
+`step`. This is a copy of selfdet/interchange/export_run_onnx.py and imports nothing of selfdet.
+SPDX-License-Identifier: Apache-2.0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+class Detector:
+    """A detector for one image at a time; `classes` are the names of its labels."""
+
+    def __init__(self, file: str | Path | None = None) -> None:
+        file = file or Path(__file__).with_name("detector.onnx")
+        self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        self.about: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["selfdet"])
+        self.classes: list[str] = self.about["classes"]
+
+    def __call__(self, picture: Image.Image, threshold: float | None = None) -> tuple[Any, Any, Any]:
+        """Boxes (N, 4) in pixels of the picture, falling scores (N,) above `threshold` and labels (N,)."""
+        scale = self.about["image_size"] / max(picture.size)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        pixels = np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+        step = self.about["step"]
+        images = np.zeros((1, 3, -(-height // step) * step, -(-width // step) * step), np.uint8)
+        images[0, :, :height, :width] = pixels.transpose(2, 0, 1)
+        inputs = {"images": images, "sizes": np.array([[height, width]])}
+        if threshold is not None:
+            inputs["threshold"] = np.array([threshold], np.float32)
+        boxes, scores, labels = self.session.run(["boxes", "scores", "labels"], inputs)
+        return boxes * (np.array([*picture.size] * 2) / np.array([width, height] * 2)), scores, labels
+
+
+def main() -> None:
+    """Print what is found in each picture, boxes as x y width height."""
+    parser = argparse.ArgumentParser(description="Detect objects in images; prints JSON, boxes as x y width height.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("--threshold", type=float, help="score above which something is found")
+    options = parser.parse_args()
+    detector, listed = Detector(), []
+    for file in options.images:
+        with Image.open(file) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+        detections = [
+            {
+                "category_id": detector.about["category_ids"][label],
+                "category": detector.classes[label],
+                "score": round(float(score), 5),
+                "bbox": [round(float(value), 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+            }
+            for (x1, y1, x2, y2), score, label in zip(*detector(picture, options.threshold))
+        ]
+        listed.append({"file": file, "height": picture.height, "width": picture.width, "detections": detections})
+    print(json.dumps(listed, indent=1))
+
+
+if __name__ == "__main__":
+    main()
