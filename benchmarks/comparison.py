@@ -33,7 +33,7 @@ SHARED = "--fractions 0.01,0.1 --seeds 5 --threads 1 --workers 1 --precision bf1
 # Steps so that a cell stays under 4 minutes; of the usual learning rate person.py found 1 and 1.5 times good.
 OWN = {
     "fcos": "--steps 200 --batch-size 8 --lr-grid 1,2 --curve-points 4 --outside-images 60",
-    "faster_rcnn": "--steps 160 --batch-size 4 --lr-grid 1,2 --curve-points 2 --outside-images 60",
+    "faster_rcnn": "--steps 110 --batch-size 4 --lr-grid 1,2 --curve-points 2 --outside-images 60",
 }
 COMMON = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 PICTURES = Path(__file__).parent.parent / "docs" / "pictures"

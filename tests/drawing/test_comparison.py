@@ -46,6 +46,15 @@ def test_the_answer_stands_before_everything_else(usual: Usual) -> None:
     assert "With 20 images: ImageNet + AlignDet. Clear: ImageNet + AlignDet is better than every other start" in text
 
 
+def test_short_names_are_introduced_with_what_they_stand_for(tmp_path: Path) -> None:
+    comparison = realistic()
+    for start in comparison.starts:
+        comparison.starts[start] = f"runs/somewhere/far/away/{start}.safetensors: a backbone (densecl)"
+    first, second, third = comparison.starts
+    text = page(tmp_path, comparison)
+    assert f"The starts: {first}, a backbone (densecl); {second}, a backbone (densecl); {third}, a back" in text
+
+
 def test_the_page_says_what_labels_are_worth_and_how_fast_a_start_learns(usual: Usual) -> None:
     _, text, _ = usual
     assert re.search(

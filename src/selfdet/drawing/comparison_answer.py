@@ -30,20 +30,30 @@ def intro(comparison: Comparison, names: Mapping[str, str]) -> str:
         if word
     )
     missing = comparison.planned - len(cells)
+    starts = _introduced(comparison, names)
     text = f"Every start was fine-tuned{f' as {of}' if of else ''} with the same labels, order and schedule"
     if cells:
         seeds = {cell["seed"] for cell in cells}
         images = sorted({cell["images"] for cell in cells if cell.get("images") is not None})
         judged = f" and judged on the same {plural(images[-1], 'image')}" if len(images) == 1 else ""
-        text += f", {plural(len(seeds), 'seed')}{judged}. The starts: {listed(list(names), names)}."
+        text += f", {plural(len(seeds), 'seed')}{judged}. The starts: {starts}."
     else:
-        text += f". The starts: {listed(list(names), names)}. No cell is finished yet, so nothing can be said."
+        text += f". The starts: {starts}. No cell is finished yet, so nothing can be said."
     if missing > 0:
         text += (
             f"\n\nThis comparison is not finished: {missing:,} of {comparison.planned:,} planned cells are missing. "
             "What follows is from those that are there and may change."
         )
     return text
+
+
+def _introduced(comparison: Comparison, names: Mapping[str, str]) -> str:
+    """The names of the starts; of those whose names are short ones also what each is, without the path before it."""
+    words = comparison.starts
+    if all(names[start] == words[start] for start in names):
+        return listed(list(names), names)
+    kinds = {start: words[start].rpartition(": ")[2] for start in names}
+    return "; ".join(names[start] + (f", {kinds[start]}" if kinds[start] else "") for start in names)
 
 
 def tile(each: Answer, names: Mapping[str, str]) -> str:
