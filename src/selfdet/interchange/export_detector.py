@@ -31,7 +31,7 @@ def export_detector(folder: Path, given: Outgoing) -> Written:
     if note["detector"] not in NETWORKS:
         raise UserError(
             f"--init {given.source} is a {note['detector']}; export to torchvision writes {', '.join(NETWORKS)} only",
-            "Use it with selfdet",
+            "Use --to transformers, which has DETRs",
         )
     write_detector(folder, detector, note)
     figures = check_detector(folder / PROGRAM, folder / WEIGHTS, detector, note["image_size"])

@@ -18,12 +18,13 @@ from selfdet.interchange.export_mmdet import export_peer
 from selfdet.interchange.export_onnx import export_onnx
 from selfdet.interchange.export_program import export_program
 from selfdet.interchange.export_segmenter import export_segmenter, ordinary_backbone
+from selfdet.interchange.export_transformers import export_transformers, refuse_backbone
 from selfdet.interchange.outgoing import KINDS, Kind, Outgoing, Writer
 from selfdet.interchange.segmenters import load_segmenter
 from selfdet.interchange.starts import open_detector, resolve_start
 
 # The keys, for the command line.
-TargetKey = Literal["torchvision", "timm", "detectron2", "mmdet", "onnx", "torch-export"]
+TargetKey = Literal["torchvision", "timm", "detectron2", "mmdet", "transformers", "onnx", "torch-export"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ TARGETS: dict[str, Target] = {
     "torch-export": Target(dict.fromkeys(KINDS, export_program), ("nms",)),
     "detectron2": Target({kind: partial(export_peer, library="detectron2") for kind in ("detector", "backbone")}),
     "mmdet": Target({kind: partial(export_peer, library="mmdet") for kind in ("detector", "backbone")}),
+    "transformers": Target({"detector": export_transformers, "backbone": refuse_backbone}),
 }
 
 
