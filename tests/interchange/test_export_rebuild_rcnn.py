@@ -75,8 +75,15 @@ def test_a_cascade_is_rebuilt_from_torchvisions_parts_for_images_of_any_size(tmp
     assert (net.roi_heads.score_thresh, net.refine[1].detections_per_img) == (0.02, 20)
     for size in ((17, 64), (150, 100), (5, 7)):
         assert_same(net, detector, noise(*size), SIZE)
+    assert "masks" not in net([noise(64, 64).float() / 255])[0]
     with pytest.raises(RuntimeError, match="for detection"):
         net.train()([noise(64, 64).float() / 255], [{"boxes": torch.ones(0, 4), "labels": torch.ones(0).long()}])
+
+
+def test_the_mask_branches_of_a_cascade_are_rebuilt(tmp_path):
+    net, detector = rebuilt_pair(seen(small_cascade(image_size=SIZE, detections=20, masks=True)), tmp_path)
+    for size in ((64, 64), (150, 100)):
+        assert_same(net, detector, noise(*size), SIZE)
 
 
 @pytest.mark.parametrize(("size", "scale"), [(128, 0.5), (560, 0.75), (800, 1)])

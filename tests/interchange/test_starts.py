@@ -211,7 +211,7 @@ def test_both_copies_of_a_composite_backbone_start_from_the_plain_network(tmp_pa
     for name, value in plain.net.state_dict().items():
         assert value.equal(state[f"assistant.{name}"])
         assert value.equal(state[f"lead.{name}"])
-    detector, report = build_detector(resolve_start(str(file)), 2, "fcos", "cb-resnet18", OPTIONS)
+    _, report = build_detector(resolve_start(str(file)), 2, "fcos", "cb-resnet18", OPTIONS)
     assert report is not None
     assert report.rows["assistant"].share == report.rows["lead"].share == 1
     connections = sum(v.numel() for n, v in state.items() if "connections" in n and v.is_floating_point())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import (
     RoIHeads,
     fastrcnn_loss,
@@ -33,6 +34,8 @@ __all__ = [
     "FastRCNNPredictor",
     "FasterRCNN",
     "MaskRCNN",
+    "MaskRCNNHeads",
+    "MaskRCNNPredictor",
     "RoIHeads",
     "RoIs",
     "TwoMLPHead",
@@ -42,6 +45,7 @@ __all__ = [
     "decoded_boxes",
     "mask_logits",
     "mask_loss",
+    "mask_outputs",
     "mask_probabilities",
     "paste",
     "roi_detections",
@@ -178,9 +182,10 @@ def box_features(heads: RoIHeads, maps: Maps, boxes: list[Tensor], sizes: Sizes)
     return heads.box_head(heads.box_roi_pool(maps, whole, sizes))[:0]
 
 
-def roi_outputs(heads: RoIHeads, features: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits (R, 1 + K) and box regression (R, 4 + 4K) of `box_features`, float32 or double."""
-    logits, regression = heads.box_predictor(features)
+def roi_outputs(heads: RoIHeads, *features: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits (R, 1 + K) and box regression (R, 4 + 4K) of `box_features`, float32 or double. Where the heads'
+    predictor takes two, the second are those that the logits are of."""
+    logits, regression = heads.box_predictor(*features)
     return _exact(logits), _exact(regression)
 
 
@@ -223,7 +228,12 @@ def roi_detections(
 def mask_logits(net: MaskRCNN, maps: Maps, boxes: list[Tensor], sizes: Sizes) -> Tensor:
     """The masks' logits (R, 1 + K, M, M), float32 or double, of `boxes` (R, 4) xyxy px of each image."""
     heads = net.roi_heads
-    return _exact(heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(maps, boxes, sizes))))
+    return mask_outputs(heads, heads.mask_head(heads.mask_roi_pool(maps, boxes, sizes)))
+
+
+def mask_outputs(heads: RoIHeads, features: Tensor) -> Tensor:
+    """The masks' logits (R, 1 + K, M, M), float32 or double, of what a mask head has made of regions."""
+    return _exact(heads.mask_predictor(features))
 
 
 def mask_loss(

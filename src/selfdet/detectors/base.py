@@ -72,7 +72,7 @@ class Detector(Network):
     # How many proposals of an image the box domain takes, where the method's authors say; None: all.
     boxes_per_image: ClassVar[int | None] = None
     # Whether it learns a mask of each object, where the samples have masks, and finds one for each box.
-    has_masks: ClassVar[bool] = False
+    has_masks: bool = False
     # Names of `.net.named_parameters()` that only labels train: `regions` does not reach them.
     labels_only: ClassVar[Part] = Part([])
 

@@ -1,4 +1,4 @@
-"""Cascade R-CNN: three looks at each region, each at the boxes that the one before it has moved."""
+"""Cascade R-CNN: three looks at each region, each at the boxes that the one before it has moved, and masks if asked."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ from selfdet.detectors._torchvision_rcnn import (
 )
 from selfdet.detectors.base import Batch, Regions
 from selfdet.detectors.batch_norm import apply_batch_norm
+from selfdet.detectors.cascade_masks import add_mask_branches, mask_logits, mean_masks
 from selfdet.detectors.faster_rcnn import REPRESENTATION, build_box_head, check_rcnn, pyramid_settings
+from selfdet.detectors.mask_rcnn import mask_pool, object_mask_loss
+from selfdet.detectors.network import Part
 from selfdet.detectors.sampling import ObjectsFirst
-from selfdet.detectors.two_stage import TwoStage, from_one, object_or_not, recall
+from selfdet.detectors.two_stage import TwoStage, from_one, recall
 from selfdet.models.backbones import Backbone
 from selfdet.models.place_heads import RegionHead
 
@@ -50,9 +53,10 @@ class OneBoxPredictor(nn.Module):
         self.cls_score = nn.Linear(features, classes)
         self.bbox_pred = nn.Linear(features, 4)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (R, 1 + K) and regression (R, 4 + 4K), the same for all classes, of features (R, D)."""
-        logits = self.cls_score(x)
+    def forward(self, x: Tensor, told: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (R, 1 + K), of `told` if given, and regression (R, 4 + 4K), the same for all classes, of features
+        (R, D)."""
+        logits = self.cls_score(x if told is None else told)
         return logits, self.bbox_pred(x).repeat(1, logits.shape[1])
 
 
@@ -62,6 +66,11 @@ class CascadeRCNNDetector(TwoStage):
 
     key = "cascade_rcnn"
     heads = r"(?:roi_heads|refine\.\d)\."
+    labels_only = Part([rf"{heads}mask_"])
+
+    def __init__(self, net: FasterRCNN, backbone: Backbone, num_classes: int, options: dict[str, Any]) -> None:
+        super().__init__(net, backbone, num_classes, options)
+        self.has_masks = options["masks"]
 
     @property
     def stages(self) -> list[RoIHeads]:
@@ -71,7 +80,11 @@ class CascadeRCNNDetector(TwoStage):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """torchvision's own "loss_objectness" and "loss_rpn_box_reg" of the RPN, and "loss_classifier" and
         "loss_box_reg" (scalars, float32), sums over the stages by their weights. Each stage trains with 512 RoIs an
-        image, a quarter of them with an object where there are so many: the boxes before it and the targets' own."""
+        image, a quarter of them with an object where there are so many: the boxes before it and the targets' own.
+
+        With masks also "loss_mask", such a sum: the branch of a stage trains with as many of the boxes as the stage
+        itself has moved them, and the targets' own, that hold an object by the overlap of the stage.
+        """
         maps, targets = self.features(batch), from_one(batch.targets, "labels")
         boxes, losses = rpn_boxes(self.net, batch.tensor, batch.sizes, maps, batch.targets)
         for heads, weight in zip(self.stages, WEIGHTS):
@@ -80,7 +93,27 @@ class CascadeRCNNDetector(TwoStage):
             for name, loss in class_losses(logits, regression, rois).items():
                 losses[name] = losses.get(name, 0.0) + weight * loss
             boxes = [each[kept] for each, kept in zip(_moved(heads, regression, rois.boxes, batch.sizes), _found(rois))]
+            if self.has_masks:
+                loss = self._mask_loss(heads, training_rois(heads, boxes, targets), maps, batch)
+                losses["loss_mask"] = losses.get("loss_mask", 0.0) + weight * loss
         return losses
+
+    def _mask_loss(self, heads: RoIHeads, rois: RoIs, maps: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Of one stage, whose branch those before it inform."""
+        stages = self.stages
+        told = stages[: stages.index(heads) + 1]
+        return object_mask_loss(lambda boxes: mask_logits(told, maps, boxes, batch.sizes)[-1], rois, batch.targets)
+
+    def detections(self, batch: Batch) -> list[dict[str, Tensor]]:
+        """Per image "boxes" (N, 4) xyxy px of the image as given, "scores" (N,) falling, "labels" (N,) 0…K−1 and, with
+        masks, "masks" (N, 28, 28), the probability of the object at the cells of its box: the mean of the stages."""
+        found, maps = self._detections(batch)
+        if not self.has_masks:
+            return found
+        logits = mask_logits(self.stages, maps, [each["boxes"] for each in found], batch.sizes)
+        with torch.autocast(logits[0].device.type, enabled=False):
+            masks = mean_masks(logits, [each["labels"] for each in found])
+        return [{**each, "masks": own} for each, own in zip(found, masks)]
 
     def _detections(self, batch: Batch) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         maps = self.features(batch)
@@ -136,13 +169,12 @@ class CascadeRCNNDetector(TwoStage):
             rois = training_rois(heads, boxes, ids, sampler)
             features = box_features(heads, levels, rois.boxes, batch.sizes)
             regions = Regions(embed(features), torch.cat(rois.labels) - 1, torch.cat(rois.boxes), weight=weight)
-            logits, regression = roi_outputs(heads, features)
+            logits, regression = roi_outputs(heads, features, features.detach())
             moved = _moved(heads, regression, rois.boxes, batch.sizes)
             boxes = [each[kept] for each, kept in zip(moved, _found(rois))]
             if losses:
                 objects = RoIs(rois.boxes, rois.rows, [labels.clamp(max=1) for labels in rois.labels], rois.deltas)
-                regions.losses = class_losses(logits.detach(), regression, objects)
-                regions.losses["loss_classifier"] = object_or_not(heads, features, torch.cat(objects.labels))
+                regions.losses = class_losses(logits, regression, objects)
                 regions.boxes = torch.cat(moved)
             result.append(regions)
         if losses:
@@ -150,6 +182,16 @@ class CascadeRCNNDetector(TwoStage):
             result[0].losses.update(own)
             result[-1].figures = figures
         return result
+
+    def parts(self, keep_box_outputs: bool = False) -> dict[str, Part]:
+        """As of a Faster R-CNN, each part that of all stages; with masks also "mask", the convolutions of the branches,
+        whose output layers count to the last. Box-domain pre-training leaves the branches at their random start."""
+        parts = super().parts(keep_box_outputs)
+        if not self.has_masks:
+            return parts
+        last = parts.pop("last")
+        outputs = Part([*last.patterns, rf"{self.heads}mask_predictor\."], reinit=True)
+        return {**parts, "mask": Part([rf"{self.heads}mask_(head|flow)\."]), "last": outputs}
 
     def config(self) -> dict[str, Any]:
         """As of a Faster R-CNN, and "cascade": of each stage its overlap and its factors of the boxes' targets."""
@@ -180,14 +222,18 @@ def cascade_rcnn(
     score_threshold: float = 0.01,
     detections: int = 100,
     teacher_rois: str = "rpn",
+    masks: bool = False,
 ) -> CascadeRCNNDetector:
     """Cascade R-CNN on a pyramid of strides 4 to 64 over `backbone`, its weights untouched: three stages with RoIs from
     an IoU of 0.5, 0.6 and 0.7 on. A stage gives one box, whatever the class; the scores are the stages' mean.
 
-    The arguments are those of `faster_rcnn` on a pyramid.
+    `masks`: each stage also learns masks, of 28 × 28 cells a box, of the boxes that it has moved, and is told what the
+    stages before it see in them; what is found is the mean of the stages. The other arguments are those of
+    `faster_rcnn` on a pyramid.
 
     Raises: UserError for values out of range.
-    Source: Cai and Vasconcelos 2018, Cascade R-CNN.
+    Source: Cai and Vasconcelos 2018, Cascade R-CNN; of the masks: Chen et al. 2019, Hybrid Task Cascade, arXiv
+    1901.07518, without its branch for semantic segmentation, which needs labels of its own.
     """
     options = {
         "fpn_channels": fpn_channels,
@@ -198,6 +244,7 @@ def cascade_rcnn(
         "score_threshold": score_threshold,
         "detections": detections,
         "teacher_rois": teacher_rois,
+        "masks": masks,
     }
     check_rcnn(num_classes, backbone, options)
     settings = pyramid_settings(backbone, options)
@@ -224,6 +271,8 @@ def cascade_rcnn(
         )
         for overlap, factors, _ in STAGES[1:]
     )
+    if masks:
+        add_mask_branches([net.roi_heads, *net.refine], mask_pool(settings), fpn_channels, num_classes + 1)
     detector = CascadeRCNNDetector(net, backbone, num_classes, options)
     apply_batch_norm(detector, batch_norm)
     return detector

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfdet.detectors._torchvision_rcnn import (
     MaskRCNN,
+    RoIs,
     mask_logits,
     mask_loss,
     mask_probabilities,
@@ -36,12 +40,9 @@ class MaskRCNNDetector(TwoStage):
         Faster R-CNN, and the mask's loss is 0 with gradients of 0.
         """
         losses, maps, rois = self._losses(batch)
-        masks = [target.get("masks", target["boxes"].new_zeros(0, 1, 1)) for target in batch.targets]
-        held = [_masked(*each) for each in zip(rois.labels, rois.rows, masks)]
-        boxes = [each[objects] for each, objects in zip(rois.boxes, held)]
-        rows = [each[objects] for each, objects in zip(rois.rows, held)]
-        labels = [target["labels"] + 1 for target in batch.targets]
-        losses["loss_mask"] = mask_loss(mask_logits(self.net, maps, boxes, batch.sizes), boxes, masks, labels, rows)
+        losses["loss_mask"] = object_mask_loss(
+            lambda boxes: mask_logits(self.net, maps, boxes, batch.sizes), rois, batch.targets
+        )
         return losses
 
     def detections(self, batch: Batch) -> list[dict[str, Tensor]]:
@@ -98,12 +99,27 @@ def mask_rcnn(
     }
     check_rcnn(num_classes, backbone, options)
     settings = pyramid_settings(backbone, options)
-    boxes = settings["box_roi_pool"]
-    masks = type(boxes)(settings["backbone"].strides[:-1], RESOLUTION, boxes.canonical_scale)
-    net = MaskRCNN(num_classes=num_classes + 1, mask_roi_pool=masks, **settings)
+    net = MaskRCNN(num_classes=num_classes + 1, mask_roi_pool=mask_pool(settings), **settings)
     detector = MaskRCNNDetector(net, backbone, num_classes, options)
     apply_batch_norm(detector, batch_norm)
     return detector
+
+
+def mask_pool(settings: dict[str, Any]) -> nn.Module:
+    """What cuts out regions for masks, of the `pyramid_settings`: twice as fine as for boxes, otherwise alike."""
+    boxes = settings["box_roi_pool"]
+    return type(boxes)(settings["backbone"].strides[:-1], RESOLUTION, boxes.canonical_scale)
+
+
+def object_mask_loss(logits: Callable[[list[Tensor]], Tensor], rois: RoIs, targets: list[dict[str, Tensor]]) -> Tensor:
+    """torchvision's own mask loss of the RoIs that hold an object with a mask that is not empty (scalar), a mean over
+    them; 0 on the graph where there is none. `logits` gives those of boxes (R, 4) xyxy px of each image."""
+    masks = [target.get("masks", target["boxes"].new_zeros(0, 1, 1)) for target in targets]
+    held = [_masked(*each) for each in zip(rois.labels, rois.rows, masks)]
+    boxes = [each[objects] for each, objects in zip(rois.boxes, held)]
+    rows = [each[objects] for each, objects in zip(rois.rows, held)]
+    labels = [target["labels"] + 1 for target in targets]
+    return mask_loss(logits(boxes), boxes, masks, labels, rows)
 
 
 def _masked(labels: Tensor, rows: Tensor, masks: Tensor) -> Tensor:

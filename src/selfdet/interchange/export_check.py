@@ -113,9 +113,13 @@ def check_backbone(program: Path, weights: Path, backbone: Backbone) -> dict[str
     noise = torch.randint(0, 256, (2, 3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = normalise(noise, backbone.mean, backbone.std)
     script = STRANGER + (TORCHVISION_MAPS if backbone.library == "torchvision" else TIMM_MAPS)
-    theirs = run_stranger(script, program, {"images": images}, backbone.library_name, str(len(backbone.channels)))
+    given = images if patch is None else fitted_images(images, patch)
+    theirs = run_stranger(script, program, {"images": given}, backbone.library_name, str(len(backbone.channels)))
     with torch.no_grad(), evaluating(backbone):
         ours = backbone(images)
+    patch = backbone.patch
+    if patch is not None:  # of images that are this large once they are fitted to the patches
+        height, width = (side // patch * told_stride(patch) for side in (height, width))
     worst = 0.0
     for level, features in ours.items():
         found = theirs.get(level)

@@ -5,7 +5,7 @@
     found = net([image])[0]     # image: (3, H, W) float, RGB in 0…1, of any size
     found["boxes"]              # (N, 4) x1 y1 x2 y2 in pixels of that image; with "scores" (N,) falling
     found["labels"]             # (N,) from 0: positions in detector.json's "classes" and "category_ids"
-    found["masks"]              # of a Mask R-CNN, (N, 1, H, W) bool
+    found["masks"]              # of a network of masks, (N, 1, H, W) bool
 
     python rebuild.py photo.jpg other.png       # detections as JSON
 
@@ -39,6 +39,7 @@ from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
@@ -437,7 +438,23 @@ class Looks(RoIHeads):
             moved = heads.box_coder.decode_single(regression[:, :4], torch.cat(boxes)).split(counts)
             proposals = [clip_boxes_to_image(each, size) for each, size in zip(moved, image_shapes)]
         found = heads.postprocess_detections(scores.log(), regression, boxes, image_shapes)
-        return [dict(zip(("boxes", "scores", "labels"), each)) for each in zip(*found)], {}
+        if self.mask_head is None:
+            return [dict(zip(("boxes", "scores", "labels"), each)) for each in zip(*found)], {}
+        masks = self.masks(features, found[0], image_shapes, torch.cat(found[2]))
+        whole = zip(*found, masks.split([len(each) for each in found[0]]))
+        return [dict(zip(("boxes", "scores", "labels", "masks"), each)) for each in whole], {}
+
+    def masks(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[Any], labels: Tensor
+    ) -> Tensor:
+        """The masks (R, 1, 28, 28), 0…1, of the boxes' classes: the mean of the branches, each told what the one before
+        it makes of a region."""
+        regions, seen, total = self.mask_roi_pool(features, boxes, image_shapes), None, torch.zeros(len(labels), 1, 1, 1)
+        for heads in (self, *self.later):
+            seen = heads.mask_head(regions if seen is None else regions + heads.mask_flow(seen))
+            likely = heads.mask_predictor(seen).sigmoid()[torch.arange(len(labels)), labels]
+            total = total + likely[:, None] / (1 + len(self.later))
+        return total
 
 
 def cascade_rcnn(config: dict[str, Any]) -> FasterRCNN:
@@ -449,6 +466,12 @@ def cascade_rcnn(config: dict[str, Any]) -> FasterRCNN:
         head, ends = on_pyramid(config)["box_head"], OneBox(1024, classes)
         bounds = (config["score_threshold"], config["nms_threshold"], config["detections"])
         stages.append(kind(settings["box_roi_pool"], head, ends, overlap, overlap, 512, 0.25, factors, *bounds))
+        if config.get("masks"):
+            stages[-1].mask_roi_pool = pool(config, 14)
+            stages[-1].mask_head = MaskRCNNHeads(config["fpn_channels"], (256,) * 4, 1)
+            stages[-1].mask_predictor = MaskRCNNPredictor(256, 256, classes)
+            if len(stages) > 1:
+                stages[-1].mask_flow = nn.Conv2d(256, config["fpn_channels"], 1)
     net.roi_heads, *later = stages
     net.roi_heads.later = later
     net.refine = nn.ModuleList(later)

@@ -42,7 +42,8 @@ def handed_over(detector: Detector, key: str, note: Mapping[str, Any], keep_box_
     What only labels train is fresh, too, where the start has not seen any or is of a detector without it.
     """
     parts = detector.parts(keep_box_outputs)
-    if note["detector"] == key and note.get("method") != PRETRAINED:
+    without = key == "cascade_rcnn" and not note["options"].get("masks")  # of Mask R-CNN it is no option
+    if note["detector"] == key and note.get("method") != PRETRAINED and not without:
         return parts
     names = list(detector.net.state_dict())
     return {

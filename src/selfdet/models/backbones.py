@@ -32,7 +32,7 @@ class Backbone(nn.Module):
     that a pyramid can own `net` as its `body` (the name torchvision's detectors use) without a second set of keys.
     `name` rebuilds it (`build_backbone(name)`), `library` is "torchvision", "timm" or, of a composite one, "selfdet",
     `library_name` its name there; `mean` and `std` (3 values each, of pixels in 0…1) are the statistics the library
-    normalises its input with.
+    normalises its input with. `patch`: px of a plain transformer's patches, which `maps` fits the images to.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Backbone(nn.Module):
         strides: list[int],
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
+        patch: int | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -56,6 +57,7 @@ class Backbone(nn.Module):
         self.strides = strides
         self.mean = mean
         self.std = std
+        self.patch = patch
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps "0", "1", … of images (B, 3, H, W), normalised with `mean` and `std`; finest first."""
@@ -198,6 +200,7 @@ def timm_backbone(name: str, pretrained: bool, output_stride: int | None = None)
         strides,
         tuple(getter.model.pretrained_cfg.get("mean", IMAGENET_MEAN)),
         tuple(getter.model.pretrained_cfg.get("std", IMAGENET_STD)),
+        patch,
     )
 
 

@@ -69,6 +69,7 @@ def finetune(
     fpn_channels: int | None = None,
     head_convs: int | None = None,
     box_head: Literal["2fc", "4conv1fc"] | None = None,
+    masks: bool = False,
     keep_box_outputs: bool = False,
     accumulate: int = 1,
     clip: float = 10.0,
@@ -130,6 +131,7 @@ def finetune(
             own, or else 4, of a segmenter 2, if not given.
         box_head: of an R-CNN, 4conv1fc is the one that AlignDet's authors pre-train; the start's own, or else 2fc, if
             not given.
+        masks: of cascade_rcnn, learn masks too, where the start has not; labels without any teach boxes alone.
         keep_box_outputs: keep the start's layers that give boxes, which don't depend on the classes, where it has them;
             else they start afresh, as those that give classes always do.
         accumulate: micro-batches an optimiser step is computed in.
@@ -164,6 +166,7 @@ def finetune(
         fpn_channels=fpn_channels,
         head_convs=head_convs,
         box_head=box_head,
+        masks=masks,
         scale_jitter=scale_jitter,
         crop_size=crop_size,
         keep_box_outputs=keep_box_outputs,

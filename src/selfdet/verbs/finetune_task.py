@@ -37,11 +37,13 @@ class Shape:
     scale_jitter: tuple[float, float] | None
     crop_size: int | None
     keep_box_outputs: bool
+    masks: bool = False
 
     @property
     def widths(self) -> dict[str, Any]:
         """Those that the network is built with, beside its kind and its backbone."""
-        return {name: getattr(self, name) for name in ("neck", "fpn_channels", "head_convs", "box_head")}
+        named = {name: getattr(self, name) for name in ("neck", "fpn_channels", "head_convs", "box_head")}
+        return {**named, "masks": self.masks or None}  # a start that has masks keeps them
 
 
 class Task(ABC, Generic[Labelled, Held, Net, Data]):
