@@ -21,6 +21,7 @@ from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.interchange.weights import read_weights, write_safetensors
 from selfdet.models.backbones import Backbone, build_backbone, evaluating
+from selfdet.models.plain_vit import fitted_images, told_stride
 
 BOX_TOLERANCE = 0.05  # px of the image; the same arithmetic in another process gives 0
 SCORE_TOLERANCE = 1e-4
