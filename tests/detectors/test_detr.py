@@ -56,7 +56,8 @@ def test_queries_without_an_object_weigh_what_is_asked() -> None:
     light, heavy = small_detr(), small_detr(no_object=1.0)
     heavy.net.load_state_dict(light.net.state_dict())
     assert (light.config()["options"]["no_object"], heavy.config()["options"]["no_object"]) == (0.1, 1.0)
-    found = light.queries(light.features(light.prepare(samples)), light.prepare(samples))
+    batch = light.prepare(samples)
+    found = light.queries(light.features(batch), pixel_mask(batch))
     logits = found.logits[0].detach()
     for detector, weight in ((light, 0.1), (heavy, 1.0)):
         criterion = detector.criterion(logits).loss

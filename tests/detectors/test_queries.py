@@ -42,7 +42,7 @@ def test_what_is_found_is_what_the_librarys_own_network_finds(key: str) -> None:
     detector = small(key).eval()
     batch = detector.prepare([sample(96, 128), sample(128, 70)])
     theirs = detector.net(pixel_values=batch.tensor, pixel_mask=pixel_mask(batch).long())
-    ours = detector.queries(detector.features(batch), batch)
+    ours = detector.queries(detector.features(batch), pixel_mask(batch))
     assert ours.states.shape == (2, 2, 60, 256)
     torch.testing.assert_close(ours.states[-1], theirs.last_hidden_state, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours.boxes[-1], theirs.pred_boxes, atol=1e-5, rtol=1e-4)
@@ -77,7 +77,7 @@ def test_losses_are_the_librarys_own_with_all_layers(key: str) -> None:
     if key == "detr":  # its own way to all layers normalises twice
         from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
-        found = detector.queries(detector.features(batch), batch)
+        found = detector.queries(detector.features(batch), pixel_mask(batch))
         layers = zip(found.logits, found.boxes)
         expected = sum(
             ForObjectDetectionLoss(own, targets, own.device, boxes, detector.net.config)[0] for own, boxes in layers
@@ -93,7 +93,7 @@ def test_each_layer_is_matched_by_itself_by_the_librarys_cost(key: str) -> None:
     detector = small(key, num_classes=1).eval()
     with torch.no_grad():
         stages, maps, batch = regions_of(detector, [sample(128, 128, BOXES), sample(96, 128, BOXES[1:])], losses=True)
-        found = detector.queries(maps, batch)
+        found = detector.queries(maps, pixel_mask(batch))
     assert len(stages) == 2
     for stage, own, shares in zip(stages, found.logits, found.boxes):
         expected = torch.full((2, 60), -1)
@@ -189,7 +189,7 @@ def test_what_stands_in_the_padding_is_not_looked_at_but_by_rtdetr(key: str) -> 
     batch = detector.prepare([sample(64, 96), sample(128, 128)])
     maps, mask = detector.features(batch), pixel_mask(batch)
     changed = {name: torch.where(shrunk(mask, each.shape[-2:])[:, None], each, each + 9) for name, each in maps.items()}
-    one, other = (detector.queries(each, batch) for each in (maps, changed))
+    one, other = (detector.queries(each, mask) for each in (maps, changed))
     assert one.logits[:, 0].allclose(other.logits[:, 0], atol=1e-4) is (key != "rtdetr")
     assert one.boxes[:, 0].allclose(other.boxes[:, 0], atol=1e-5) is (key != "rtdetr")
     for found, (height, width) in zip(detector.detections(batch), batch.sizes):
@@ -201,7 +201,7 @@ def test_losses_are_float32_under_bfloat16_and_double_for_a_double_network(key: 
     batch = detector.prepare([sample(128, 128, BOXES, [0, 1])])
     exact = detector.losses(batch)
     with torch.autocast("cpu", torch.bfloat16):
-        assert detector.queries(detector.features(batch), batch).boxes.dtype == torch.float32
+        assert detector.queries(detector.features(batch), pixel_mask(batch)).boxes.dtype == torch.float32
         for name, loss in detector.losses(batch).items():
             assert loss.dtype == torch.float32
             torch.testing.assert_close(loss, exact[name], atol=0.1, rtol=0.15)

@@ -52,9 +52,9 @@ def test_the_choice_of_queries_is_trained_in_pre_training_too() -> None:
     assert detector.net.model.enc_score_head.weight.grad.abs().sum() > 0
 
 
-def test_an_image_with_fewer_cells_than_queries_is_padded_to_have_enough() -> None:
+def test_a_small_image_is_padded_to_have_as_many_cells_as_there_are_queries() -> None:
     detector = small("rtdetr", layers=1, queries=60).eval()
-    assert detector.padded_size(64, 96) == (64, 96)
+    assert detector.padded_size(65, 96) == (96, 96)
     assert detector.padded_size(20, 30) == (64, 64)
     found = detector.predict([sample(20, 30)])[0]
     assert (found["boxes"][:, 0::2] <= 30).all()

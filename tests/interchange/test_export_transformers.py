@@ -95,7 +95,7 @@ def test_the_folder_says_what_it_holds(tmp_path: Path, capsys: pytest.CaptureFix
     described = json.loads((tmp_path / "detector.json").read_text())
     assert described["classes"] == ["class 0", "class 1", "class 2"]
     assert described["category_ids"] == [10, 20, 30]
-    assert (described["image_size"], described["strides"], described["cells"]) == (64, [8, 16, 32], 60)
+    assert (described["image_size"], described["strides"], described["least_side"]) == (64, [8, 16, 32], 64)
     Image.fromarray(noise(30, 40).permute(1, 2, 0).numpy()).save(tmp_path / "grey.png")
     assert export_detect.read(tmp_path / "grey.png").equal(noise(30, 40))
 

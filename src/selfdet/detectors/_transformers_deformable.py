@@ -51,6 +51,7 @@ def deformable_network(
         projection[0] = nn.Conv2d(own, config.d_model, **settings)
         nn.init.xavier_uniform_(projection[0].weight)
         nn.init.zeros_(projection[0].bias)
+    model.encoder.get_reference_points = places  # the library's would tie a graph to the sizes it was made with
     model.decoder.bbox_embed = net.bbox_embed  # one and the same: refining and the losses are of the same boxes
     begin_as_published(model.encoder, model.decoder, model.query_position_embeddings)
     for classes, boxes in zip(net.class_embed, net.bbox_embed):
@@ -115,7 +116,7 @@ def decoded(
     ).last_hidden_state
     with torch.autocast(mask.device.type, enabled=False):
         places, queries = (
-            half[None].expand(len(encoded), -1, -1)
+            half[None].expand(encoded.shape[0], -1, -1)
             for half in model.query_position_embeddings.weight.split(encoded.shape[-1], 1)
         )
         start = model.reference_points(places).sigmoid()
@@ -133,6 +134,19 @@ def decoded(
         logits = torch.stack([head(each) for head, each in zip(net.class_embed, states)])
         boxes = torch.stack([_moved(head(each), own) for head, each, own in zip(net.bbox_embed, states, before)])
     return states, logits, boxes
+
+
+def places(spatial_shapes_list: Sequence[tuple[int, int]], valid_ratios: Tensor, device: torch.device) -> Tensor:
+    """Where on each of n maps the cells of all of them are, (B, Σ h·w, n, 2) x y as shares of it, of the `valid_ratios`
+    (B, n, 2) of their sides that are no padding."""
+    centres = []
+    for level, (height, width) in enumerate(spatial_shapes_list):
+        y, x = (torch.arange(side, device=device).to(valid_ratios.dtype) + 0.5 for side in (height, width))
+        x = x[None] / (valid_ratios[:, level, :1] * width)
+        y = y[None] / (valid_ratios[:, level, 1:] * height)
+        shape = (-1, height, width)
+        centres.append(torch.stack([x[:, None].expand(shape), y[:, :, None].expand(shape)], -1).flatten(1, 2))
+    return torch.cat(centres, 1)[:, :, None] * valid_ratios[:, None]
 
 
 def _flat(maps: Sequence[Tensor]) -> Tensor:

@@ -15,10 +15,9 @@ from selfdet.detectors._transformers_deformable import (
     deformable_network,
     projected,
 )
-from selfdet.detectors.base import Batch
 from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.detectors.network import Part
-from selfdet.detectors.queries import BODY, CONNECTIONS, Found, QueryDetector, check_queries, each_pair, pixel_mask
+from selfdet.detectors.queries import BODY, CONNECTIONS, Found, QueryDetector, check_queries, each_pair
 from selfdet.models.backbones import Backbone
 
 if TYPE_CHECKING:
@@ -36,9 +35,9 @@ class DeformableDETRDetector(QueryDetector):
         """The maps as wide as a query, (B, 256, H/stride, W/stride), and one of half the last one's cells."""
         return {str(level): each for level, each in enumerate(projected(self.net, list(maps.values())))}
 
-    def queries(self, maps: Mapping[str, Tensor], batch: Batch) -> Found:
+    def queries(self, maps: Mapping[str, Tensor], mask: Tensor) -> Found:
         """The queries after each layer; a logit a class."""
-        return Found(*decoded(self.net, list(maps.values()), pixel_mask(batch)))
+        return Found(*decoded(self.net, list(maps.values()), mask))
 
     def criterion(self, like: Tensor) -> Criterion:
         """Focal loss (α 0.25, γ 2), L1 and generalised IoU, weighted 1, 5 and 2 as in the library; the paper's class

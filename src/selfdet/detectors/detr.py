@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from selfdet.detectors._transformers import Criterion, shrunk
 from selfdet.detectors._transformers_detr import decoder_states, detr_criterion, detr_network
-from selfdet.detectors.base import Batch
 from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.detectors.network import Part
-from selfdet.detectors.queries import BODY, CONNECTIONS, Found, QueryDetector, check_queries, pixel_mask
+from selfdet.detectors.queries import BODY, CONNECTIONS, Found, QueryDetector, check_queries
 from selfdet.errors import UserError
 from selfdet.models.backbones import Backbone
 
@@ -31,10 +30,10 @@ class DETRDetector(QueryDetector):
         """The map "0" as wide as a query, (B, 256, H/32, W/32)."""
         return {"0": self.net.model.input_projection(maps["0"])}
 
-    def queries(self, maps: Mapping[str, Tensor], batch: Batch) -> Found:
+    def queries(self, maps: Mapping[str, Tensor], mask: Tensor) -> Found:
         """The queries after each layer; the logits' last column is that of no object."""
         features = maps["0"]
-        states = decoder_states(self.net, features, shrunk(pixel_mask(batch), features.shape[-2:]))
+        states = decoder_states(self.net, features, shrunk(mask, features.shape[-2:]))
         states = states if states.dtype == torch.float64 else states.float()
         with torch.autocast(states.device.type, enabled=False):
             return Found(states, self.net.class_labels_classifier(states), self.net.bbox_predictor(states).sigmoid())
@@ -45,8 +44,8 @@ class DETRDetector(QueryDetector):
 
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each query's best class."""
-        scores, labels = logits.softmax(-1)[:, :-1].max(1)
-        return scores, torch.arange(len(scores), device=scores.device), labels
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        return scores, torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape), labels
 
     def shared(self) -> list[nn.Module]:
         """The queries are the same for the online detector and its teacher."""

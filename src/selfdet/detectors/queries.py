@@ -43,6 +43,7 @@ class QueryDetector(Detector):
     key: str
     boxes_per_image = MOST_BOXES
     levels = 1  # of the backbone's maps, the last ones
+    masked = True  # padding is told from the image; else boxes are shares of the padded tensor
 
     def __init__(self, net: nn.Module, backbone: Backbone, num_classes: int, options: dict[str, Any]) -> None:
         super().__init__(net, backbone, num_classes)
@@ -50,8 +51,8 @@ class QueryDetector(Detector):
         self.size_divisor = backbone.strides[-1]
 
     @abstractmethod
-    def queries(self, maps: Mapping[str, Tensor], batch: Batch) -> Found:
-        """What the queries are, of the neck's maps."""
+    def queries(self, maps: Mapping[str, Tensor], mask: Tensor) -> Found:
+        """What the queries are, of the neck's maps and a `mask` (B, H, W) bool of the pixels that are no padding."""
 
     @abstractmethod
     def criterion(self, like: Tensor) -> Criterion:
@@ -59,7 +60,7 @@ class QueryDetector(Detector):
 
     @abstractmethod
     def best(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of an image's logits (Q, ·): scores (N,), queries (N,) and labels (N,) of what may be found."""
+        """Of logits (…, Q, ·): scores (…, N), queries (…, N) and labels (…, N) of what may be found in each image."""
 
     def without_dropout(self) -> list[nn.Module]:
         """What drops values out while it trains: the teacher runs it in evaluation mode."""
@@ -67,7 +68,8 @@ class QueryDetector(Detector):
 
     def frames(self, batch: Batch) -> list[tuple[int, int]]:
         """For each image the (h, w) px that its boxes are shares of."""
-        return batch.sizes
+        height, width = batch.tensor.shape[-2:]
+        return batch.sizes if self.masked else [(height, width)] * len(batch.sizes)
 
     def body(self, tensor: Tensor, net: nn.Module | None = None) -> dict[str, Tensor]:
         """The last of the backbone's maps, "0", …, (B, C, H/stride, W/stride) of (B, 3, H, W) normalised images."""
@@ -77,7 +79,7 @@ class QueryDetector(Detector):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """transformers' own "loss_class", "loss_bbox" (L1) and "loss_giou" (scalars, float32), weighted as there, sums
         over the decoder's layers, each of which is matched by itself."""
-        return self._losses(self.queries(self.features(batch), batch), batch)
+        return self._losses(self.queries(self.features(batch), pixel_mask(batch)), batch)
 
     def _losses(self, found: Found, batch: Batch) -> dict[str, Tensor]:
         """The sums of `losses`, with those of the choice of queries."""
@@ -91,7 +93,7 @@ class QueryDetector(Detector):
     def detections(self, batch: Batch) -> list[dict[str, Tensor]]:
         """Per image "boxes" (N, 4) xyxy px of the image as given, "scores" (N,) falling, "labels" (N,) 0…K−1 of the
         last layer; nothing is suppressed."""
-        last = self.queries(self.features(batch), batch)
+        last = self.queries(self.features(batch), pixel_mask(batch))
         found = []
         for logits, shares, frame, size in zip(last.logits[-1], last.boxes[-1], self.frames(batch), batch.sizes):
             scores, rows, labels = self.best(logits)
@@ -125,7 +127,7 @@ class QueryDetector(Detector):
         Source: Li et al., AlignDet, arXiv 2307.11077.
         """
         with evaluating(nn.ModuleList([] if losses else self.without_dropout())):
-            found = self.queries(maps, batch)
+            found = self.queries(maps, pixel_mask(batch))
         targets, criterion = self.targets(batch, found.boxes), self.criterion(found.logits)
         result = []
         with torch.autocast(found.logits.device.type, enabled=False):
@@ -176,10 +178,10 @@ def pixel_mask(batch: Batch) -> Tensor:
 
 
 def each_pair(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`QueryDetector.best` of a focal loss: each query may be of each class, (Q · K,) pairs."""
-    classes = logits.shape[-1]
-    pairs = torch.arange(logits.numel(), device=logits.device)
-    return logits.sigmoid().flatten(), pairs // classes, pairs % classes
+    """`QueryDetector.best` of a focal loss: each query may be of each class, Q · K pairs."""
+    scores, classes = logits.sigmoid().flatten(-2), logits.shape[-1]
+    pairs = torch.arange(scores.shape[-1], device=logits.device).expand(scores.shape)
+    return scores, pairs // classes, pairs % classes
 
 
 def check_queries(num_classes: int, backbone: Backbone, image_size: int, queries: int, layers: int) -> None:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from selfdet.detectors._transformers import Criterion, Matched
-from selfdet.detectors._transformers_rtdetr import LEVELS, decoded, encoded, rtdetr_criterion, rtdetr_network
+from selfdet.detectors._transformers_rtdetr import (
+    LEVELS,
+    decoded,
+    encoded,
+    noisily_decoded,
+    rtdetr_criterion,
+    rtdetr_network,
+)
 from selfdet.detectors.base import Batch
 from selfdet.detectors.batch_norm import apply_batch_norm
 from selfdet.detectors.network import Part
@@ -32,20 +39,21 @@ class RTDETRDetector(QueryDetector):
     net: RTDetrForObjectDetection
     key = "rtdetr"
     levels = LEVELS
+    masked = False
     labels_only = Part([r"model\.denoising_class_embed\."])
 
-    def frames(self, batch: Batch) -> list[tuple[int, int]]:
-        """The padded tensor's (H, W), for all images."""
-        height, width = batch.tensor.shape[-2:]
-        return [(height, width)] * len(batch.sizes)
+    @property
+    def least(self) -> int:
+        """The shortest side (px) of a padded tensor: a square of it has as many cells as there are queries."""
+        side = self.size_divisor
+        while sum((side // stride) ** 2 for stride in self.backbone.strides[-LEVELS:]) < self.options["queries"]:
+            side += self.size_divisor
+        return side
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """(H, W) in px of the tensor that holds an image of this size: with as many cells as there are queries."""
+        """(H, W) in px of the tensor that holds an image of this size."""
         height, width = super().padded_size(height, width)
-        strides, more = self.backbone.strides[-LEVELS:], self.size_divisor
-        while sum((height // step) * (width // step) for step in strides) < self.options["queries"]:
-            height, width = (height + more, width) if height <= width else (height, width + more)
-        return height, width
+        return max(self.least, height), max(self.least, width)
 
     def without_dropout(self) -> list[nn.Module]:
         """Nothing is dropped out, and the norms of the encoder look at the batch, as they do in training."""
@@ -55,21 +63,22 @@ class RTDETRDetector(QueryDetector):
         """The maps as wide as a query and mixed with each other, (B, 256, H/stride, W/stride)."""
         return {str(level): each for level, each in enumerate(encoded(self.net, list(maps.values())))}
 
-    def queries(self, maps: Mapping[str, Tensor], batch: Batch) -> Found:
+    def queries(self, maps: Mapping[str, Tensor], mask: Tensor) -> Found:
         """The queries after each layer; a logit a class. No noisy boxes are among them."""
-        return _found(decoded(self.net, list(maps.values()), None))
+        result, choice = decoded(self.net, list(maps.values()))
+        return _found(result, choice)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """As of all of these detectors, and of the cells that become queries; a network in training mode learns from
         noisy boxes, too, whose losses are added (`denoising`)."""
         maps = list(self.features(batch).values())
         targets = self.targets(batch, maps[0].double() if maps[0].dtype == torch.float64 else maps[0].float())
-        result = decoded(self.net, maps, targets)
-        noise: Any = result.denoising_meta_values
+        result = noisily_decoded(self.net, maps, targets)
+        choice, noise = (result.enc_topk_logits, result.enc_topk_bboxes), result.denoising_meta_values
         if noise is None:
-            return self._losses(_found(result), batch)
+            return self._losses(_found(result, choice), batch)
         before = noise["dn_num_split"][0]
-        total = self._losses(_found(result, before), batch)
+        total = self._losses(_found(result, choice, before), batch)
         criterion = self.criterion(total["loss_class"])
         indices = criterion.loss.get_cdn_matched_indices(noise, targets)
         for logits, boxes in zip(result.intermediate_logits.unbind(1), result.intermediate_reference_points.unbind(1)):
@@ -105,11 +114,11 @@ class RTDETRDetector(QueryDetector):
         }
 
 
-def _found(result: Any, start: int = 0) -> Found:
+def _found(result: Any, choice: tuple[Tensor, Tensor], start: int = 0) -> Found:
     """What the library's queries are, from row `start` on."""
     layers = (result.intermediate_hidden_states, result.intermediate_logits, result.intermediate_reference_points)
     states, logits, boxes = (each[:, :, start:].transpose(0, 1) for each in layers)
-    return Found(states, logits, boxes, (result.enc_topk_logits, result.enc_topk_bboxes))
+    return Found(states, logits, boxes, choice)
 
 
 def rtdetr(

@@ -32,12 +32,9 @@ def load(folder: str | Path = HERE) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def padded(height: int, width: int, settings: dict[str, Any]) -> tuple[int, int]:
-    """(H, W) px of the tensor that holds an image of this size: with as many cells as there are to be queries."""
-    step = settings["size_divisible"]
-    height, width = -(-height // step) * step, -(-width // step) * step
-    while sum((height // stride) * (width // stride) for stride in settings["strides"]) < settings["cells"]:
-        height, width = (height + step, width) if height <= width else (height, width + step)
-    return height, width
+    """(H, W) px of the tensor that holds an image of this size."""
+    step, least = settings["size_divisible"], settings["least_side"]
+    return max(least, -(-height // step) * step), max(least, -(-width // step) * step)
 
 
 @torch.no_grad()

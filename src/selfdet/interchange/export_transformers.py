@@ -84,12 +84,11 @@ def write_transformers(folder: Path, detector: QueryDetector, note: Mapping[str,
     net.save_pretrained(folder)
     size, step = note["image_size"], detector.size_divisor
     whole = -(-size // step) * step
-    masked = detector.key != "rtdetr"
     # RT-DETR knows no mask: whole images, a little distorted, are what its post-processing puts into place by itself.
-    sides = {"shortest_edge": size, "longest_edge": size} if masked else {"height": whole, "width": whole}
+    sides = {"shortest_edge": size, "longest_edge": size} if detector.masked else {"height": whole, "width": whole}
     kind = getattr(transformers, PROCESSORS[detector.key])
     mean, std = list(detector.backbone.mean), list(detector.backbone.std)
-    kind(size=sides, do_normalize=True, image_mean=mean, image_std=std, do_pad=masked).save_pretrained(folder)
+    kind(size=sides, do_normalize=True, image_mean=mean, image_std=std, do_pad=detector.masked).save_pretrained(folder)
     config = detector.config()
     described = {
         **{name: config[name] for name in ("detector", "strides", "size_divisible", "mean", "std")},
@@ -99,8 +98,8 @@ def write_transformers(folder: Path, detector: QueryDetector, note: Mapping[str,
         "image_size": size,
         "classes": list(note["classes"]),
         "category_ids": list(note["category_ids"]),
-        "masked": masked,
-        "cells": 0 if masked else config["options"]["queries"],
+        "masked": detector.masked,
+        "least_side": detector.padded_size(1, 1)[0],
         "post_process": {"top_k": most(detector)} if detector.key == "deformable_detr" else {},
         "made_with": {name: version(name) for name in ("selfdet", "torch", "torchvision", "timm", "transformers")},
     }

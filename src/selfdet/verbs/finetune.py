@@ -119,7 +119,7 @@ def finetune(
         lr_scale: learning rate of single parts, as a multiple of lr; 1 if not given.
         weight_decay: weight decay of the optimiser; 0.05 is usual with adamw.
         norm_decay: weight decay of norms and of transformers' tables of positions; that of all others if not given.
-        optimizer: sgd with momentum 0.9, or adamw, as transformers are trained; adamw for detr, else sgd, if not given.
+        optimizer: sgd with momentum 0.9, or adamw, as transformers are trained; adamw for them, else sgd, if not given.
         warmup_steps: steps of linear warm-up; a tenth of the run, at most 500, if not given.
         lr_steps: steps from which on the learning rate is divided by ten; three quarters and eleven twelfths of the
             run if not given.

@@ -51,7 +51,7 @@ class DetectorStageSettings(StageSettings):
         warmup_steps: steps of linear warm-up; a tenth of the stage, at most 500, if not given.
         lr_epochs: passes after which the learning rate is divided by ten; three quarters and eleven twelfths of the
             stage if not given.
-        optimizer: sgd with momentum 0.9, or adamw, as transformers are trained; adamw for detr, else sgd, if not given.
+        optimizer: sgd with momentum 0.9, or adamw, as transformers are trained; adamw for them, else sgd, if not given.
         norm_decay: weight decay of norms and of transformers' tables of positions; that of all others if not given.
         temperature: τ of the contrast of objects.
         momentum: of the teacher after the first step; it rises to 1.
