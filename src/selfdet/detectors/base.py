@@ -139,7 +139,7 @@ class Detector(Network):
 
         `maps`: `features` of the batch. `projector`: made by `projector`. `generator`: on the CPU, draws which places
         are taken where there are more than `samples` (as many as the method's authors took if None). `losses`: also
-        run and train the box branch. No labels are read.
+        run and train the box branch. No labels are read, but for the pseudo classes that DETRs learn.
         """
 
     def prepare(self, samples: Sequence[Sample]) -> Batch:
