@@ -36,8 +36,8 @@ check-slow: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: $(VENV)/.installed
-	$(BIN)/ruff check src tests benchmarks docs/make_reference.py
-	$(BIN)/ruff format --check src tests benchmarks docs/make_reference.py
+	$(BIN)/ruff check src tests benchmarks docs/make_reference.py docs/make_matrix.py
+	$(BIN)/ruff format --check src tests benchmarks docs/make_reference.py docs/make_matrix.py
 	$(BIN)/mypy
 
 # docs/reference/ from signatures and docstrings, the tables of docs/how-to-settings.md from the code; tests hold them to it.
@@ -45,6 +45,7 @@ reference: $(VENV)/.installed
 	$(BIN)/python docs/make_reference.py
 	$(BIN)/python docs/make_settings.py
 	$(BIN)/python docs/make_plan.py
+	$(BIN)/python docs/make_matrix.py
 
 # Coverage-guided fuzzing of every reader, a minute each, or of some: make fuzz READERS="coco voc" EACH=600
 READERS ?= coco coco_checked voc yolo yolo_rows image tar shard_index text_list given proposals unfinished weights torch_weights \

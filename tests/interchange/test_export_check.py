@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from selfdet.errors import UserError
+from selfdet.interchange.export_backbone import write_backbone
 from selfdet.interchange.export_check import (
     ExportMismatchError,
+    check_backbone,
     check_finite,
     check_images,
     compare_detections,
 )
+from selfdet.models.backbones import build_backbone
 
 
 def found(count=60, seed=0):
@@ -113,3 +116,12 @@ def test_one_image_is_reduced_and_one_enlarged_and_their_sides_are_odd(image_siz
     assert all(side % 2 for image in (large, small) for side in image.shape[1:])
     assert large.dtype == torch.uint8
     assert large.float().std() > 10
+
+
+@pytest.mark.slow
+def test_a_transformer_with_patches_of_fourteen_pixels_is_compared_on_images_that_it_takes(tmp_path):
+    backbone = build_backbone("eva02_tiny_patch14_224")
+    write_backbone(tmp_path, backbone, {})
+    figures = check_backbone(tmp_path / "load.py", tmp_path / "backbone.safetensors", backbone)
+    assert figures["maps"] == 1
+    assert figures["largest_difference"] < 1e-4

@@ -14,6 +14,7 @@ from selfdet.data.masks import decode_mask
 from selfdet.errors import UserError
 from selfdet.training.rundir import RunDir
 from selfdet.verbs.evaluate import evaluate
+from selfdet.verbs.export import export
 from tiny_runs import tiny_aligndet, tiny_finetune
 
 Capture = pytest.CaptureFixture[str]
@@ -144,3 +145,20 @@ def test_a_faster_rcnn_without_labels_is_a_start_for_masks(scenes: Path, tmp_pat
     assert "\nmask          0.0%              0" in log(tmp_path / "run")
     scores = evaluate(init=str(tmp_path / "run"), data=str(scenes / "val.json"), precision="fp32", threads=1)
     assert list(scores["mask"]) == KEYS
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_without_pages")
+def test_a_cascade_learns_masks_when_asked_also_from_a_start_without(scenes: Path, tmp_path: Path) -> None:
+    plain, out = tmp_path / "plain", tmp_path / "masks"
+    tiny_finetune(scenes, plain, detector="cascade_rcnn", head_convs=None, steps=1)
+    shape = {"detector": None, "backbone": None, "fpn_channels": None, "head_convs": None}
+    tiny_finetune(scenes, out, **shape, init=str(plain), masks=True, steps=2)
+    assert all(row["loss_mask"] > 0 for row in RunDir(out).read_metrics() if "loss" in row)
+    assert RunDir(out).read_config()["options"]["masks"]
+    scores = evaluate(init=str(out), data=str(scenes / "val.json"), images=str(scenes / "images"))
+    assert list(scores["mask"]) == KEYS
+    figures = export(init=str(out), to="torchvision", out=str(tmp_path / "exported"))["check"]
+    assert figures["mask_difference"] <= 0.05
+    with pytest.raises(UserError, match="--masks is no setting of fcos"):
+        tiny_finetune(scenes, tmp_path / "fcos", detector="fcos", masks=True)

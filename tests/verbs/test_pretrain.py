@@ -181,3 +181,13 @@ def test_simclr_trains_and_says_what_its_figures_mean(scenes: Path, tmp_path: Pa
 def test_a_queue_for_simclr_is_refused(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--queue-length 64: simclr has no queue"):
         tiny_pretrain(scenes, tmp_path / "run", method="simclr", queue_length=64)
+
+
+@pytest.mark.slow
+def test_of_a_composite_backbone_the_plain_network_is_trained_once_for_both(scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    answer = tiny_pretrain(scenes, out, backbone="cb-resnet18", steps=1, stages=["backbone"])
+    state = load_file(answer["backbone"])
+    plain = torchvision.models.resnet18().state_dict()
+    assert state.keys() == plain.keys() - {"fc.weight", "fc.bias"}
+    assert "both copies of cb-resnet18 start from this resnet18" in (out / "log.txt").read_text()
