@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from selfdet.verbs.pretrain import pretrain
     from selfdet.verbs.probe import probe
     from selfdet.verbs.proposals import proposals
+    from selfdet.verbs.pull import pull
+    from selfdet.verbs.push import push
     from selfdet.verbs.report import report
     from selfdet.verbs.shard import shard
 
@@ -50,6 +52,8 @@ __all__ = [
     "pretrain",
     "probe",
     "proposals",
+    "pull",
+    "push",
     "report",
     "shard",
 ]

@@ -42,6 +42,8 @@ VERBS: dict[str, str] = {
     "doctor": "Check this machine and installation; what to put into a bug report.",
     "export": "Write a detector or backbone for use without selfdet.",
     "import-weights": "Make weights of another program a start for training.",
+    "push": "Put weights on the Hugging Face hub, or into a folder like it.",
+    "pull": "Fetch weights from the Hugging Face hub as a start.",
     "report": "Show a run on one page: what was done, what came of it, in pictures and words.",
 }
 

@@ -33,7 +33,7 @@ def trained(folder: Path, backbone: str, head_convs: int = 2) -> Path:
 def test_the_exported_folder_gives_the_same_scores_without_selfdet(tmp_path: Path, backbone: str) -> None:
     answer = export(init=str(trained(tmp_path, backbone)), to="torchvision", out=str(tmp_path / "out"))
     assert answer["kind"] == "segmenter"
-    assert answer["files"] == ["rebuild.py", "segmenter.json", "segmenter.safetensors"]
+    assert answer["files"] == ["README.md", "rebuild.py", "segmenter.json", "segmenter.safetensors"]
     assert answer["check"]["score_maps"] == 4
     assert answer["check"]["largest_difference"] < 1e-4
     assert json.loads((tmp_path / "out" / "segmenter.json").read_text())["classes"] == CLASSES

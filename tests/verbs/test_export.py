@@ -92,7 +92,7 @@ def test_an_exported_detector_finds_the_same_in_plain_torchvision(tmp_path, buil
     assert main(["export", *words]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["kind"] == "detector"
-    assert answer["files"] == ["detector.json", "detector.safetensors", "rebuild.py"] == sorted(os.listdir(out))
+    assert answer["files"] == ["README.md", "detector.json", "detector.safetensors", "rebuild.py"] == sorted(os.listdir(out))
     assert answer["check"]["detections"] >= 100
     assert answer["check"]["box_difference"] < 1e-3
     assert answer["check"]["score_difference"] < 1e-6
@@ -136,7 +136,7 @@ def test_an_exported_backbone_loads_in_its_own_library(tmp_path, name, house):
     run = RunDir.open(tmp_path / "run", {"verb": "pretrain"}, resume=False)
     save_backbone(run.backbone, build_backbone(name), {"method": "densecl"})
     answer = export(init=str(run.path), to=house, out=str(tmp_path / "exported"))
-    assert answer["files"] == ["backbone.safetensors", "load.py"]
+    assert answer["files"] == ["README.md", "backbone.safetensors", "load.py"]
     assert answer["check"] == {"maps": 4, "largest_difference": pytest.approx(0, abs=1e-6)}
     program = tmp_path / "use.py"
     program.write_text(

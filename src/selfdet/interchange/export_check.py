@@ -109,8 +109,16 @@ def check_backbone(program: Path, weights: Path, backbone: Backbone) -> dict[str
     Raises: ExportMismatchError when the weights differ or a map does by more than 0.0001 of its largest value.
     """
     check_weights(weights, backbone.net)
+    return check_maps_of(program, backbone)
+
+
+def check_maps_of(program: Path, backbone: Backbone) -> dict[str, float]:
+    """`check_backbone` without the weights file."""
     config: Any = getattr(backbone.net, "pretrained_cfg", {})
     _, height, width = config.get("input_size", (3, 224, 224))
+    patch = backbone.patch
+    if patch is not None:  # of images that are this large once they are fitted to the patches
+        height, width = (side // patch * told_stride(patch) for side in (height, width))
     noise = torch.randint(0, 256, (2, 3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = normalise(noise, backbone.mean, backbone.std)
     script = STRANGER + (TORCHVISION_MAPS if backbone.library == "torchvision" else TIMM_MAPS)
@@ -118,9 +126,6 @@ def check_backbone(program: Path, weights: Path, backbone: Backbone) -> dict[str
     theirs = run_stranger(script, program, {"images": given}, backbone.library_name, str(len(backbone.channels)))
     with torch.no_grad(), evaluating(backbone):
         ours = backbone(images)
-    patch = backbone.patch
-    if patch is not None:  # of images that are this large once they are fitted to the patches
-        height, width = (side // patch * told_stride(patch) for side in (height, width))
     worst = 0.0
     for level, features in ours.items():
         found = theirs.get(level)

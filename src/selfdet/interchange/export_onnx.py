@@ -48,9 +48,9 @@ def export_onnx(folder: Path, given: Outgoing) -> Written:
             program = Path(__file__).with_name("export_run_onnx.py").read_text(encoding="utf-8")
             write_text(folder / PROGRAM, program)
         figures = check_detections(graph, given.network, given.note["image_size"], answer)
-        return Written(figures, f"run in onnxruntime, {differences(figures)}")
+        return Written(figures, f"run in onnxruntime, {differences(figures)}", about)
     figures = check_maps(graph, given.note.get("image_size", 224), answer)
-    return Written(figures, f"run in onnxruntime, {map_differences(figures)}")
+    return Written(figures, f"run in onnxruntime, {map_differences(figures)}", about)
 
 
 def described(given: Outgoing, graph: nn.Module) -> dict[str, Any]:

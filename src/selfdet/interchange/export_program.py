@@ -43,8 +43,8 @@ def export_program(folder: Path, given: Outgoing) -> Written:
     """
     graph = graph_of(given, suppressed)
     file = folder / f"{given.kind}.pt2"
-    about = {ABOUT: json.dumps(described(given, graph))}
-    torch.export.save(taken_down(graph, given.source), str(file), extra_files=about)
+    about = described(given, graph)
+    torch.export.save(taken_down(graph, given.source), str(file), extra_files={ABOUT: json.dumps(about)})
     names: tuple[str, ...] = graph.outputs  # type: ignore[assignment]
 
     # One process for all: first what it is asked is written down, then answered.
@@ -71,4 +71,4 @@ def export_program(folder: Path, given: Outgoing) -> Written:
 
     figures = check(answer)
     said = differences(figures) if given.kind == "detector" else map_differences(figures)
-    return Written(figures, f"loaded without selfdet, {said}")
+    return Written(figures, f"loaded without selfdet, {said}", about)

@@ -140,7 +140,7 @@ def import_detector(
         said = [*said, line]
     rest = _renamed({each: value for each, value in state.items() if not each.startswith("backbone.")}, pretrained)
     rows = rest.get(f"{CLASSES}bias", torch.empty(0))
-    names = ["object"] if pretrained else _class_names(path, content, max(0, len(rows) - 1), classes)
+    names = ["object"] if pretrained else _class_names(path, content, len(rows) - 1, classes)
     if not pretrained:
         rest = _background_first(rest, len(names))
     ours = {**{f"backbone.body.{each}": value for each, value in body.items()}, **rest}
@@ -211,13 +211,15 @@ def _background_first(state: State, classes: int) -> State:
 
 
 def _class_names(path: Path, content: Mapping[str, Any], count: int, given: Sequence[str] | None) -> list[str]:
-    """The names of `count` classes: those given, those that the file has, or numbers."""
+    """The names of `count` classes, −1 if unknown: those given, those that the file has, or numbers."""
     meta = content.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
     about = meta.get("dataset_meta")
     own = (about.get("classes") if isinstance(about, Mapping) else None) or meta.get("CLASSES")
     own = [str(each) for each in own] if isinstance(own, (list, tuple)) else None
-    names = list(given) if given else own or [f"class {number}" for number in range(count)]
+    names = list(given) if given else own or [f"class {number}" for number in range(max(1, count))]
+    if count < 0:  # the layer that tells them is not there, as the report will say
+        return names
     if len(names) != count:
         whose = "--classes" if given else "the file"
         raise UserError(f"{path} has {count} classes, and {whose} names {len(names)}", "Name each with --classes")

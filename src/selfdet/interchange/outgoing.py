@@ -24,10 +24,12 @@ class Outgoing:
 
 
 class Written(NamedTuple):
-    """What came of writing and checking: figures by name, and a line that says them."""
+    """What came of writing and checking: figures by name, a line that says them and, of a graph, what it takes and
+    gives."""
 
     figures: dict[str, Any]
     line: str
+    graph: dict[str, Any] | None = None
 
 
 # Writes a network into an empty folder, and checks there that it does the same; raises ExportMismatchError if not.

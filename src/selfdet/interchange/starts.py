@@ -27,6 +27,7 @@ from selfdet.training.checkpoint import load_checkpoint, product_of
 from selfdet.training.rundir import RunDir
 from selfdet.training.transfer import TransferReport, TransferRow, transfer
 
+MODEL = "model.safetensors"  # what the hub calls weights; a folder with it is a start
 NOTE = "selfdet"  # the metadata key under which a weights file describes itself, as JSON
 # Where a detector keeps its backbone, and what stands there before the backbone's own names. On C4 its last stage is
 # the box head; DETRs are transformers'.
@@ -56,7 +57,8 @@ class Start:
 def resolve_start(init: str, flag: str = "--init") -> Start:
     """Read what `flag` names: `scratch`, a run directory, a weights file, or `library:NAME`.
 
-    A run directory stands for its final weights; a checkpoint in it (`best.pt`) may be named like a weights file.
+    A run directory stands for its final weights; a checkpoint in it (`best.pt`) may be named like a weights file. So
+    does a folder that was pulled from the hub.
 
     Raises: UserError when it is none of these, or the run has no weights yet.
     """
@@ -68,7 +70,9 @@ def resolve_start(init: str, flag: str = "--init") -> Start:
             raise UserError(f"{flag} {init} names no backbone", "Write it behind the colon: library:resnet50")
         return Start("library", init, note={"backbone": name})
     path = expanded(init)
-    if path.is_dir():
+    if (path / MODEL).is_file():
+        path = path / MODEL
+    elif path.is_dir():
         run = RunDir(path)
         run.read_config()
         found = next((file for file in (run.detector, run.segmenter, run.backbone) if file.is_file()), None)

@@ -14,6 +14,7 @@ from selfdet.errors import UserError
 from selfdet.interchange.export_backbone import export_backbone, open_backbone
 from selfdet.interchange.export_check import check_finite
 from selfdet.interchange.export_detector import export_detector
+from selfdet.interchange.export_lightly import export_lightly
 from selfdet.interchange.export_mmdet import export_peer
 from selfdet.interchange.export_onnx import export_onnx
 from selfdet.interchange.export_program import export_program
@@ -24,7 +25,9 @@ from selfdet.interchange.segmenters import load_segmenter
 from selfdet.interchange.starts import open_detector, resolve_start
 
 # The keys, for the command line.
-TargetKey = Literal["torchvision", "timm", "detectron2", "mmdet", "transformers", "onnx", "torch-export"]
+TargetKey = Literal[
+    "torchvision", "timm", "detectron2", "mmdet", "transformers", "lightly-train", "onnx", "torch-export"
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ TARGETS: dict[str, Target] = {
         }
     ),
     "timm": Target({"backbone": partial(export_backbone, library="timm")}),
+    "lightly-train": Target({"backbone": export_lightly}),
     "onnx": Target(dict.fromkeys(KINDS, export_onnx), ("nms", "opset")),
     "torch-export": Target(dict.fromkeys(KINDS, export_program), ("nms",)),
     "detectron2": Target({kind: partial(export_peer, library="detectron2") for kind in ("detector", "backbone")}),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfdet.errors import UserError
+from selfdet.interchange.cards import write_card
 from selfdet.interchange.targets import TARGETS, TargetKey, backbone_of, open_outgoing
 from selfdet.training.log import Reporter
 
@@ -23,6 +24,7 @@ def export(
     part: Literal["backbone"] | None = None,
     nms: Literal["in", "out"] | None = None,
     opset: int | None = None,
+    licence: str | None = None,
 ) -> dict[str, Any]:
     """Write a detector, segmenter or backbone for use without selfdet.
 
@@ -31,7 +33,7 @@ def export(
     Of a detector on a timm backbone, timm gets the backbone as it was fine-tuned. A segmenter goes the same ways, its
     weights named as those of torchvision's FCN. ONNX and torch.export take all three, for any number of images of any
     size. A DETR goes to transformers, a folder that this library loads by itself. Nothing is called done before the
-    other side has found the same: a process that cannot import selfdet, or onnxruntime.
+    other side has found the same: a process that cannot import selfdet, or onnxruntime. Each has a card, README.md.
 
     Args:
         init: run directory or weights file, of pretrain or finetune.
@@ -40,6 +42,7 @@ def export(
         part: backbone for that of a detector or segmenter alone.
         nms: whether a graph suppresses boxes that overlap, in if not given, or leaves it to what runs it.
         opset: of ONNX, 18 to 23; 18 if not given.
+        licence: of the weights, for the card that goes along; unknown if not given.
 
     Raises: UserError when `init` names nothing to export or something of another library, or `out` is not empty;
     ExportMismatchError when the result behaves differently.
@@ -59,11 +62,12 @@ def export(
     if part == "backbone" or given.kind not in goal.writers:
         given = backbone_of(given)
     with _whole_folder(target) as folder:
-        figures, line = goal.writers[given.kind](folder, given)
+        written = goal.writers[given.kind](folder, given)
+        write_card(folder, given, to, written, licence)
     files = sorted(file.name for file in target.iterdir())
-    reporter.line(line)
+    reporter.line(written.line)
     reporter.line(f"{given.kind} for {to}: {out} ({', '.join(files)})")
-    return {"out": out, "to": to, "kind": given.kind, "files": files, "check": figures}
+    return {"out": out, "to": to, "kind": given.kind, "files": files, "check": written.figures}
 
 
 @contextmanager
