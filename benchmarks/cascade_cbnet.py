@@ -20,15 +20,17 @@ from cells import SCORES, Cells, minutes, selfdet, until_finished
 CELLS = Cells("cascade-cbnet")
 EQUAL = "--threads 1 --workers 1 --seed 0"
 LABELS = 0.1
-# Of each pair: what is in it, the side of its images, its steps in either stage, and what more its runs are told.
+# Of each pair: whether it is evaluated, the long side of its images, its steps, and what more its runs are told.
 PAIRS: dict[str, dict[str, Any]] = {
     "cb-resnet18": {
+        "judged": True,
         "size": 160,
         "steps": {"pretrain": 150, "finetune": 40},
         "pretrain": "--batch-size 2 --lr 0.005",
         "finetune": "--batch-size 2 --log-every 4 --lr 0.005",
     },
     "cb-swin_tiny_patch4_window7_224": {
+        "judged": False,
         "size": 96,
         "steps": {"pretrain": 4, "finetune": 4},
         "pretrain": "--batch-size 2 --log-every 1 --detector-stage.optimizer adamw",
@@ -78,7 +80,7 @@ def whole(given: argparse.Namespace, backbone: str, pair: dict[str, Any], weight
         f"{pair['finetune']} --out {tuned}",
         tuned,
     )
-    if not CELLS.found(cell="evaluate", backbone=backbone):
+    if pair["judged"] and not CELLS.found(cell="evaluate", backbone=backbone):
         words = f"evaluate --init {tuned} --data {given.data}/val.json {labels} --threads 1"
         answer = selfdet(words)
         scores = {name: answer[name] for name in (*SCORES, "images", "detections")}
@@ -95,7 +97,8 @@ def train(stage: str, backbone: str, steps: int, words: str, out: Path) -> None:
     until_finished(words, minutes=60)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     shown = [row for row in rows if "loss" in row or "contrast" in row]
-    shown = shown[:: max(1, len(shown) // 10)] + shown[-1:]
+    last = len(shown) - 1
+    shown = [row for number, row in enumerate(shown) if number % max(1, len(shown) // 10) == 0 or number == last]
     curves = {
         name: [[row["step"], round(row[name], 4)] for row in shown if row.get(name) is not None]
         for name in CURVES[stage]
