@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import timm
+import torch
 import torchvision
 
 from selfdet.errors import UserError
@@ -68,9 +69,10 @@ def open_backbone(start: Start) -> Backbone:
             f"{start.source} does not say which network its weights belong to",
             "Export a run made by pretrain or finetune, or a weights file of one",
         )
-    backbone = build_backbone(name)
+    with torch.device("meta"):  # without memory: the start's own tensors become the network's
+        backbone = build_backbone(name)
     try:
-        backbone.net.load_state_dict(start.state)
+        backbone.net.load_state_dict(start.state, assign=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{start.source} does not fit its own description ({reason})", "Pre-train again") from error
@@ -110,10 +112,11 @@ def write_backbone(folder: Path, backbone: Backbone, note: Mapping[str, str]) ->
 
 def fresh_modules(backbone: Backbone) -> list[str]:
     """Prefixes of the names that the library's whole network has and the backbone hasn't: what lies behind its maps."""
-    if backbone.library == "torchvision":
-        whole = torchvision.models.get_model(backbone.library_name, weights=None)
-    else:
-        whole = timm.create_model(backbone.library_name, pretrained=False)
+    with torch.device("meta"):  # for its names alone
+        if backbone.library == "torchvision":
+            whole = torchvision.models.get_model(backbone.library_name, weights=None)
+        else:
+            whole = timm.create_model(backbone.library_name, pretrained=False)
     known = set(backbone.net.state_dict())
     absent = [name for name in whole.state_dict() if name not in known]
     return list(dict.fromkeys(name.rpartition(".")[0] + "." for name in absent))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
@@ -212,15 +213,13 @@ def at_zero(detector: Detector) -> Detector:
 
 def check_weights(file: Path, net: nn.Module) -> None:
     """Raises: ExportMismatchError where a written file does not hold the network's tensors."""
-    written, _ = read_weights(file)
     state = net.state_dict()
-    wrong = [name for name in state.keys() | written.keys() if not _equal(state.get(name), written.get(name))]
+    with safe_open(file, framework="pt") as written:  # a tensor at a time: there is no second copy of all
+        names = set(written.keys())
+        wrong = [*(state.keys() ^ names)]
+        wrong += [name for name in state.keys() & names if not torch.equal(state[name].cpu(), written.get_tensor(name))]
     if wrong:
         raise ExportMismatchError(f"{file.name} differs from what was exported in {len(wrong)} tensors, as {wrong[0]}")
-
-
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and torch.equal(one.cpu(), other)
 
 
 def run_stranger(script: str, program: Path, tensors: dict[str, Tensor], *words: str) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import timm
 import torch
 import torchvision
 
+from selfdet.errors import UserError
 from selfdet.interchange.export_backbone import CALLS
 from selfdet.interchange.export_check import check_maps_of
 from selfdet.interchange.export_words import map_differences
@@ -41,9 +42,14 @@ def load():
 def export_lightly(folder: Path, given: Outgoing) -> Written:
     """Write backbone.pt and load.py, and compare the maps of what that loads.
 
-    Raises: ExportMismatchError.
+    Raises: UserError for a network that is no library's; ExportMismatchError.
     """
     backbone: Backbone = given.network
+    if backbone.library not in CALLS:
+        raise UserError(
+            f"--to lightly-train: the backbone of {given.source} is {backbone.name}, which no library has",
+            "Export it to torchvision, within its detector",
+        )
     write_lightly(folder, backbone)
     figures = check_maps_of(folder / PROGRAM, backbone)
     line = f"loaded by {backbone.library} alone, as lightly-train takes it (not run), {map_differences(figures)}"

@@ -143,7 +143,8 @@ FORMATS: dict[str, Format] = {
         networks=("ResNet", "ViT"),
     ),
     "detectron2": Format(
-        "a ResNet of its `.pkl` files, of MoCo's converter and of Caffe2; `--pixels` has to be said",
+        "a ResNet of its `.pkl` files, of MoCo's converter and of Caffe2, or with `--part detector` a Faster or Mask "
+        "R-CNN over one; `--pixels` has to be said",
         "the classifier, a detector's neck and heads",
         ("backbone.bottom_up.", "bottom_up.", ""),
         (r"(backbone\.)?(bottom_up\.)?stem\.conv1\.weight$|conv1_w$",),
