@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from selfdet.errors import UserError
 from selfdet.interchange.export_words import differences, map_differences
-from selfdet.interchange.graph_export import check_detections, check_maps, graph_of, input_names, taken_down
+from selfdet.interchange.graph_export import (
+    check_detections,
+    check_maps,
+    graph_of,
+    input_names,
+    shortest_side,
+    taken_down,
+)
 from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.suppression import onnx_operators, suppressed_by_onnx
 from selfdet.training.rundir import write_text
@@ -59,6 +66,7 @@ def described(given: Outgoing, graph: nn.Module) -> dict[str, Any]:
     return {
         **{name: given.note[name] for name in names if name in given.note},
         "step": graph.step,
+        "least_side": shortest_side(graph),
         "inputs": input_names(graph),
         "outputs": list(graph.outputs),  # type: ignore[arg-type]
         **({"threshold": given.network.options["score_threshold"]} if given.kind == "detector" else {}),

@@ -38,7 +38,8 @@ class Detector:
         width, height = (max(1, round(side * scale)) for side in picture.size)
         pixels = np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
         step = self.about["step"]
-        images = np.zeros((1, 3, -(-height // step) * step, -(-width // step) * step), np.uint8)
+        rows, columns = (-(-max(side, self.about["least_side"]) // step) * step for side in (height, width))
+        images = np.zeros((1, 3, rows, columns), np.uint8)
         images[0, :, :height, :width] = pixels.transpose(2, 0, 1)
         inputs = {"images": images, "sizes": np.array([[height, width]])}
         if threshold is not None:

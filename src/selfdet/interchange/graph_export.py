@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from selfdet.data.sample import plain_sample
 from selfdet.detectors.base import Detector
 from selfdet.detectors.one_stage import OneStage
+from selfdet.detectors.queries import QueryDetector
 from selfdet.detectors.two_stage import TwoStage
 from selfdet.errors import UserError
 from selfdet.interchange.export_check import (
@@ -26,6 +27,7 @@ from selfdet.interchange.export_check import (
     compare_detections,
 )
 from selfdet.interchange.graphs import BackboneGraph, OneStageGraph, SegmenterGraph
+from selfdet.interchange.graphs_queries import QueryGraph
 from selfdet.interchange.graphs_rcnn import RCNNGraph
 from selfdet.interchange.outgoing import Outgoing
 from selfdet.interchange.suppression import Suppression
@@ -51,10 +53,14 @@ def graph_of(given: Outgoing, suppress: Suppression) -> nn.Module:
         graph = SegmenterGraph(network)
     elif isinstance(network, OneStage):
         graph = OneStageGraph(network, suppress if finds else None)
-    elif isinstance(network, TwoStage) and (not network.has_masks or given.note["detector"] == "mask_rcnn"):
+    elif isinstance(network, TwoStage):
         if network.has_masks and not finds:
             raise UserError("--nms out: masks are found for the boxes that are left", "Leave --nms out")
         graph = RCNNGraph(network, suppress, finds)
+    elif isinstance(network, QueryDetector):
+        if not finds:
+            raise UserError("--nms out: DETRs suppress nothing", "Leave --nms out")
+        graph = QueryGraph(network)
     else:
         raise UserError(f"{given.source} is a {given.note['detector']}, which has no graph yet", "Use it with selfdet")
     if given.kind != "detector" and not finds:
@@ -75,9 +81,10 @@ def taken_down(graph: nn.Module, name: str) -> torch.export.ExportedProgram:
     Raises: UserError when the network `name` does what no graph can hold, such as going by the sizes of its images.
     """
     step: int = graph.step  # type: ignore[assignment]
-    height, width = 3 * step, 4 * step
-    images, rows = torch.export.Dim("images", min=1), torch.export.Dim("rows", min=1, max=MOST_STEPS)
-    columns = torch.export.Dim("columns", min=1, max=MOST_STEPS)
+    least = shortest_side(graph) // step
+    height, width = (least + 2) * step, (least + 3) * step
+    images, rows = torch.export.Dim("images", min=1), torch.export.Dim("rows", min=least, max=MOST_STEPS)
+    columns = torch.export.Dim("columns", min=least, max=MOST_STEPS)
     given: dict[str, tuple[Tensor, dict[int, Any]]] = {
         "images": (torch.zeros(2, 3, height, width, dtype=torch.uint8), {0: images, 2: step * rows, 3: step * columns}),
         "sizes": (torch.tensor([[height - 3, width], [height, width - 5]]), {0: images}),
@@ -101,10 +108,17 @@ def taken_down(graph: nn.Module, name: str) -> torch.export.ExportedProgram:
         ) from error
 
 
+def shortest_side(graph: nn.Module) -> int:
+    """The least that a graph takes of either side of its images, in px: a step, or what gives enough cells."""
+    known: Any = graph
+    return int(getattr(known, "least", known.step))
+
+
 def inputs_of(graph: nn.Module, images: Sequence[Tensor], threshold: float = 0.0) -> dict[str, Tensor]:
     """What a graph takes of images (3, h, w) uint8."""
     step: int = graph.step  # type: ignore[assignment]
-    height, width = (-(-max(image.shape[side] for image in images) // step) * step for side in (-2, -1))
+    sides = (max(shortest_side(graph), *(image.shape[side] for image in images)) for side in (-2, -1))
+    height, width = (-(-side // step) * step for side in sides)
     tensor = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
     for row, image in zip(tensor, images):
         row[:, : image.shape[-2], : image.shape[-1]] = image
