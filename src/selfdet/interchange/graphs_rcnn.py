@@ -24,7 +24,7 @@ class RCNNGraph(nn.Module):
     """Faster, Mask or Cascade R-CNN.
 
     Where it `finds`: "boxes" (M, 4) xyxy px, "scores" (M,), "labels" (M,) int64 0…K−1 and "rows" (M,) int64, which
-    image, image by image, the best first; of Mask R-CNN "masks" (M, 28, 28), probabilities in the frame of the box.
+    image, image by image, the best first; with masks "masks" (M, 28, 28), probabilities in the frame of the box.
     Else, before the last suppression: "boxes" (R, K, 4), "scores" (R, K) and "rows" (R,) int64.
     """
 
@@ -45,6 +45,7 @@ class RCNNGraph(nn.Module):
         boxes, rows = self._proposed(maps, tensor, sizes)
         stages = getattr(detector, "stages", [heads])
         total: Any = 0.0
+        masks: Any = 0.0
         for number, stage in enumerate(stages):
             logits, regression = stage.box_predictor(stage.box_head(pooled(stage.box_roi_pool, maps, boxes, rows)))
             total = total + logits.softmax(1)
@@ -60,8 +61,10 @@ class RCNNGraph(nn.Module):
         boxes, scores, labels, rows = self._best(found, scores, rows, sizes, threshold)
         if not detector.has_masks:
             return boxes, scores, labels, rows
-        features = heads.mask_head(pooled(heads.mask_roi_pool, maps, boxes, rows))
-        masks = heads.mask_predictor(features).sigmoid()
+        regions, features = pooled(heads.mask_roi_pool, maps, boxes, rows), None
+        for stage in stages:  # of a cascade each branch is told what the one before makes of a region
+            features = stage.mask_head(regions if features is None else regions + stage.mask_flow(features))
+            masks = masks + stage.mask_predictor(features).sigmoid() / len(stages)
         chosen = (labels + 1)[:, None, None, None].expand(-1, 1, masks.shape[-2], masks.shape[-1])
         return boxes, scores, labels, rows, masks.gather(1, chosen)[:, 0]
 
