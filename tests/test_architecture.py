@@ -127,7 +127,7 @@ def test_only_two_files_call_what_torchvisions_detectors_do_inside() -> None:
     wrong = [
         f"{file.name}:{node.lineno} {ast.unparse(node)}"
         for file in sorted((SOURCE / "detectors").glob("*.py"))
-        if not file.name.startswith("_torchvision")
+        if not file.name.startswith(("_torchvision", "_transformers"))  # which has methods of the same names
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in inside
     ]
