@@ -70,7 +70,7 @@ class Bench:
         if not self.photos.exists():
             photographs(self.data, self.runs)
         if not self.weights.exists():
-            _write_weights(self.weights)
+            write_weights(self.weights)
         if not self.tune.exists():
             self.tune.write_text(json.dumps(_outside(coco(self.data, "train"))))
 
@@ -191,7 +191,7 @@ def _outside(labels: dict[str, Any]) -> dict[str, Any]:
     return {**labels, "images": images, "annotations": [a for a in labels["annotations"] if a["image_id"] in chosen]}
 
 
-def _write_weights(out: Path) -> None:
+def write_weights(out: Path) -> None:
     """ImageNet's EfficientNet-Lite0 under timm's names: its tensors fit one to one, in order."""
     import timm
     import torch

@@ -71,7 +71,7 @@ def decoder_states(net: DetrForObjectDetection, features: Tensor, mask: Tensor) 
     positions = model.position_embedding(shape=features.shape, device=features.device, dtype=torch.float32, mask=mask)
     positions = positions.to(features.dtype).flatten(2).transpose(1, 2)
     encoded = model.encoder(inputs_embeds=flat, attention_mask=seen, spatial_position_embeddings=positions)
-    places = model.query_position_embeddings.weight[None].repeat(len(features), 1, 1)
+    places = model.query_position_embeddings.weight[None].repeat(features.shape[0], 1, 1)
     states: list[Tensor] = []
 
     def keep(module: nn.Module, given: Any, found: Any) -> None:
