@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfdet.errors import UserError
-from selfdet.interchange.weights import DTYPES, read_weights, write_safetensors
+from selfdet.interchange.weights import DTYPES, differing, read_weights, write_safetensors
 
 
 def tensors():
@@ -161,3 +161,13 @@ def test_every_kind_of_number_is_written_as_the_library_writes_it(tmp_path):
     write_safetensors(tmp_path / "w.safetensors", kinds, {"selfdet": "Größe"})
     assert same(load_file(tmp_path / "w.safetensors"), kinds)
     assert read_weights(tmp_path / "w.safetensors")[1] == {"selfdet": "Größe"}
+
+
+def test_what_a_file_has_otherwise_is_named(tmp_path):
+    tensors = {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(3), "h": torch.ones(2, dtype=torch.float16)}
+    write_safetensors(tmp_path / "w.safetensors", tensors, {"about": "x"})
+    assert differing(tmp_path / "w.safetensors", tensors) == []
+    assert differing(tmp_path / "w.safetensors", {**tensors, "a": tensors["a"] + 1}) == ["a"]
+    assert differing(tmp_path / "w.safetensors", {**tensors, "a": tensors["a"].view(3, 2)}) == ["a"]
+    assert differing(tmp_path / "w.safetensors", {**tensors, "n": torch.tensor(3.0)}) == ["n"]
+    assert sorted(differing(tmp_path / "w.safetensors", {"a": tensors["a"], "b": tensors["a"]})) == ["b", "h", "n"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
@@ -20,7 +19,7 @@ from selfdet.data.sample import plain_sample
 from selfdet.detectors.base import Detector
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
-from selfdet.interchange.weights import read_weights, write_safetensors
+from selfdet.interchange.weights import differing, read_weights, write_safetensors
 from selfdet.models.backbones import Backbone, build_backbone, evaluating
 from selfdet.models.plain_vit import fitted_images, told_stride
 
@@ -213,11 +212,7 @@ def at_zero(detector: Detector) -> Detector:
 
 def check_weights(file: Path, net: nn.Module) -> None:
     """Raises: ExportMismatchError where a written file does not hold the network's tensors."""
-    state = net.state_dict()
-    with safe_open(file, framework="pt") as written:  # a tensor at a time: there is no second copy of all
-        names = set(written.keys())
-        wrong = [*(state.keys() ^ names)]
-        wrong += [name for name in state.keys() & names if not torch.equal(state[name].cpu(), written.get_tensor(name))]
+    wrong = differing(file, net.state_dict())
     if wrong:
         raise ExportMismatchError(f"{file.name} differs from what was exported in {len(wrong)} tensors, as {wrong[0]}")
 

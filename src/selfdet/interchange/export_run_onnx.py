@@ -28,7 +28,9 @@ class Detector:
 
     def __init__(self, file: str | Path | None = None) -> None:
         file = file or Path(__file__).with_name("detector.onnx")
-        self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # else it tells that `threshold` may be left out
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         self.about: dict[str, Any] = json.loads(self.session.get_modelmeta().custom_metadata_map["selfdet"])
         self.classes: list[str] = self.about["classes"]
 

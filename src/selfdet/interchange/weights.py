@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from selfdet.data.disk import writing
+from selfdet.data.untrusted import parse_json
 from selfdet.errors import UserError
 from selfdet.training.checkpoint import check_tensors
 
@@ -76,6 +78,31 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def differing(path: Path, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that a safetensors file has otherwise, or that only one of both has.
+
+    It is read a tensor at a time, and not mapped: there is no second copy of all in memory.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(size))
+        header.pop("__metadata__", None)
+        wrong = [*(tensors.keys() ^ header.keys())]
+        for name in tensors.keys() & header.keys():
+            told, value = header[name], tensors[name].detach().cpu().contiguous()
+            start, end = told["data_offsets"]
+            file.seek(8 + size + start)
+            same = told["dtype"] == DTYPES[value.dtype] and told["shape"] == list(value.shape)
+            own = value.reshape(-1).view(torch.uint8).numpy()
+            if (
+                not same
+                or own.nbytes != end - start
+                or not np.array_equal(own, np.fromfile(file, np.uint8, end - start))
+            ):
+                wrong.append(name)
+    return wrong
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -38,6 +38,8 @@ def pull(*, init: str, out: str) -> dict[str, Any]:
         if target.is_dir():
             target.rmdir()
         os.replace(unfinished, target)
+    except UserError as error:  # of what is gone in a moment, by the name that the user gave
+        raise UserError(error.message.replace(str(unfinished), init), error.hint) from None
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}", "Name another folder") from None
     finally:
