@@ -106,8 +106,8 @@ def run(names: list[str]) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             line = {"experiment": "matrix", **whole_way(row, Path(folder)), "commit": commit.strip()}
-        with RECORD.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        kept = [known for known in record() if any(known[name] != line[name] for name in ("backbone", "detector"))]
+        RECORD.write_text("".join(json.dumps(each) + "\n" for each in [*kept, line]), encoding="utf-8")
         print(f"{row.name}: passed", flush=True)
 
 

@@ -76,15 +76,15 @@ ROWS = [
     Row("resnet18", "fcos", "densecl"),
     Row("resnet50", "mask_rcnn", "moco", masks=True),
     Row("resnet18", "cascade_rcnn", "simclr", masks=True),
-    Row("resnet101", "detr", export=""),
+    Row("resnet101", "detr", export="transformers"),
     Row("mobilenetv2_100", "retinanet", "moco"),
     Row("tf_efficientnet_lite0", "faster_rcnn", "densecl"),
     Row("tf_efficientnet_lite0", "cascade_rcnn"),
-    Row("mobilenetv2_100", "rtdetr", "simclr", export=""),
+    Row("mobilenetv2_100", "rtdetr", "simclr", export="torch-export"),
     Row("convnext_atto", "fcos", "simclr"),
     Row("convnext_tiny", "mask_rcnn", masks=True),
     Row("convnext_atto", "cascade_rcnn", "moco", masks=True),
-    Row("convnext_atto", "deformable_detr", "densecl", export=""),
+    Row("convnext_atto", "deformable_detr", "densecl", export="torch-export"),
     Row("swin_tiny_patch4_window7_224", "retinanet", "densecl"),
     Row("swin_small_patch4_window7_224", "faster_rcnn"),
     Row("swin_tiny_patch4_window7_224", "cascade_rcnn", "simclr"),
@@ -97,7 +97,7 @@ ROWS = [
     Row("cb-resnet18", "retinanet", "moco"),
     Row("cb-swin_tiny_patch4_window7_224", "faster_rcnn"),
     Row("cb-resnet18", "cascade_rcnn", "densecl", masks=True),
-    Row("cb-resnet18", "rtdetr", "simclr", export=""),
+    Row("cb-resnet18", "rtdetr", "simclr", export="torch-export"),
 ]
 
 

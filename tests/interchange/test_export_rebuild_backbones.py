@@ -21,7 +21,7 @@ def over(name, key="fcos", **options):
     return detector
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("swin_tiny_patch4_window7_224", marks=pytest.mark.slow)])
 def test_a_composite_backbone_is_composed_again(tmp_path, name):
     detector = over(f"cb-{name}")
     with torch.no_grad():
@@ -33,7 +33,7 @@ def test_a_composite_backbone_is_composed_again(tmp_path, name):
     assert_same(rebuilt(seen(detector), tmp_path), detector, noise(150, 100), 128)
 
 
-@pytest.mark.parametrize("key", ["fcos", "faster_rcnn"])
+@pytest.mark.parametrize("key", ["fcos", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
 def test_a_plain_transformer_has_its_pyramid_again(tmp_path, name, key):
     detector = over(name, key)
