@@ -449,7 +449,8 @@ class Looks(RoIHeads):
     ) -> Tensor:
         """The masks (R, 1, 28, 28), 0…1, of the boxes' classes: the mean of the branches, each told what the one before
         it makes of a region."""
-        regions, seen, total = self.mask_roi_pool(features, boxes, image_shapes), None, torch.zeros(len(labels), 1, 1, 1)
+        regions, seen = self.mask_roi_pool(features, boxes, image_shapes), None
+        total = torch.zeros(len(labels), 1, 1, 1, device=labels.device)
         for heads in (self, *self.later):
             seen = heads.mask_head(regions if seen is None else regions + heads.mask_flow(seen))
             likely = heads.mask_predictor(seen).sigmoid()[torch.arange(len(labels)), labels]

@@ -112,7 +112,8 @@ def build_backbone(name: str, weights: str | None = None) -> Backbone:
     """A torchvision ResNet by its name, or any other network by its timm name (`timm/NAME` forces timm).
 
     A plain vision transformer, all of whose maps have one stride, has its last one alone; it takes images of any size
-    (`fitted_images`). `cb-NAME` is a composite backbone, two of torchvision's ResNets or timm's Swins with the same weights (`Composite`).
+    (`fitted_images`). `cb-NAME` is a composite backbone, two of torchvision's ResNets or timm's Swins with the same
+    weights (`Composite`).
     `weights`: None or "random" leaves the library's initialisation, "library" loads its pretrained weights.
     Raises: UserError for an unknown name (with the nearest ones), a network without maps, weights that cannot be had,
     two of a network that cannot be composed.
