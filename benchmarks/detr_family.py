@@ -101,7 +101,7 @@ class Bench:
             f"{self.data}/images --threads 1 --out {self.runs / f'evaluate-{detector}.json'}"
         )
         answer = selfdet(words)
-        scores = {name: round(100 * (answer[name] or 0.0), 2) for name in SCORES}
+        scores = {name: answer[name] for name in SCORES}
         CELLS.finish({"cell": "evaluate", "detector": detector, **scores, "command": f"selfdet {words}"})
 
     def export(self, detector: str, to: str) -> None:
@@ -123,7 +123,7 @@ def table() -> None:
         before, after = (cells[name][0]["first_and_last"] if cells[name] else {} for name in ("pretrain", "finetune"))
         curves = [(before, "contrast"), (before, "loss_bbox"), (before, "box_iou"), (after, "loss_bbox")]
         words = [" → ".join(f"{value:.2f}" for value in own.get(name, [])) for own, name in curves]
-        scores = [str(cells["evaluate"][0][name]) if cells["evaluate"] else "" for name in ("AP", "AP50")]
+        scores = [f"{100 * cells['evaluate'][0][name]:.2f}" if cells["evaluate"] else "" for name in ("AP", "AP50")]
         print(f"| {detector} | {' | '.join([*words, *scores])} |")
 
 

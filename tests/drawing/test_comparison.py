@@ -6,6 +6,7 @@ import csv
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,9 @@ def test_the_answer_stands_before_everything_else(usual: Usual) -> None:
 
 def test_short_names_are_introduced_with_what_they_stand_for(tmp_path: Path) -> None:
     comparison = realistic()
-    for start in comparison.starts:
-        comparison.starts[start] = f"runs/somewhere/far/away/{start}.safetensors: a backbone (densecl)"
-    first, second, third = comparison.starts
-    text = page(tmp_path, comparison)
-    assert f"The starts: {first}, a backbone (densecl); {second}, a backbone (densecl); {third}, a back" in text
+    words = {start: f"runs/somewhere/far/away/{start}.safetensors: a backbone (densecl)" for start in comparison.starts}
+    text = page(tmp_path, replace(comparison, starts=words))
+    assert f"The starts: {'; '.join(f'{start}, a backbone (densecl)' for start in words)}." in text
 
 
 def test_the_page_says_what_labels_are_worth_and_how_fast_a_start_learns(usual: Usual) -> None:
