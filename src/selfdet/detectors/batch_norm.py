@@ -34,9 +34,15 @@ def apply_batch_norm(network: Network, policy: str) -> None:
             if isinstance(module, _BatchNorm) and not name.startswith("roi_heads.") and backbone.holds(f"{name}."):
                 module.requires_grad_(False)
                 network.frozen_norms.add(name)
-                if type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.affine and module.track_running_stats:
-                    vars(module)["forward"] = MethodType(_scaled, module)
+                scale_and_shift(module)
         network.train(network.training)
+
+
+def scale_and_shift(norm: nn.Module) -> None:
+    """Let a batch norm, where it is one of images, multiply and add in evaluation mode: the same values, in less time
+    where it has nothing to learn, and for any number of images, none too, in a graph."""
+    if type(norm) in (nn.BatchNorm2d, BatchNormAct2d) and norm.affine and norm.track_running_stats:
+        vars(norm)["forward"] = MethodType(_scaled, norm)
 
 
 def _scaled(norm: Any, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from selfdet.detectors._torchvision_rcnn import AlignedRoIAlign
+from selfdet.detectors.batch_norm import scale_and_shift
 from selfdet.detectors.two_stage import TwoStage
 from selfdet.interchange.graphs import FOUND, Anchors, best_of, clipped, framed, from_deltas
 from selfdet.interchange.suppression import Suppression
@@ -36,6 +37,8 @@ class RCNNGraph(nn.Module):
         self.finds = finds
         masks = ("masks",) if detector.has_masks else ()
         self.outputs = (*FOUND, *masks) if finds else ("boxes", "scores", "rows")
+        for module in detector.net.roi_heads.modules():  # there may be no region at all
+            scale_and_shift(module)
         self.anchors = Anchors(detector.net.rpn.anchor_generator, detector.config())
 
     def forward(self, images: Tensor, sizes: Tensor, threshold: Tensor | None = None) -> tuple[Tensor, ...]:
