@@ -106,8 +106,8 @@ def cluster_boxes(
             kept.append((ids, found))
             done += looked_at
             seen(done)
-            enough = sum(len(each) for each, _ in kept) >= waiting or done == len(records)
-            if means is None and enough:
+            waiting -= len(ids)
+            if means is None and (waiting <= 0 or done == len(records)):
                 means = fit_clusters(np.concatenate([each for _, each in kept]), count, seed)
             if means is not None:
                 for own, each in kept:
@@ -179,15 +179,17 @@ def clustered_records(
     """The proposals of a run with clusters as labels: those of `file`, where it has `count` clusters, else they are
     found now, into the run's own file. Raises: UserError."""
     run = RunDir(out, writes=False)
-    if runtime.first and known_clusters(out, file, count) is None:
+    known = known_clusters(out, file, count)
+    if runtime.first and known is None:
         before = next(backbone.parameters()).device
         reporter = Reporter(run.log_file)
         reporter.line(f"pseudo classes: {count} clusters of what the backbone sees in the proposals")
         backbone.to(runtime.fabric.device)
         cluster_boxes(file, images, run.proposals, backbone, count=count, seed=seed, reporter=reporter)
         backbone.to(before)
-    # Not a barrier: the first process may take longer than the others may wait at one.
-    while (known := known_clusters(out, file, count)) is None:
+        known = known_clusters(out, file, count)
+    while known is None:  # not a barrier: the first process may take longer than the others may wait at one
         time.sleep(5.0)
+        known = known_clusters(out, file, count)
     place, coco, _ = known
     return with_clusters(place, read_proposals(place, images), coco)
