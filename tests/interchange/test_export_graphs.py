@@ -20,7 +20,9 @@ from selfdet.data.images import read_image
 from selfdet.data.labelled import resize_sample
 from selfdet.data.sample import plain_sample
 from selfdet.errors import UserError
-from selfdet.interchange.graph_export import trial_images
+from selfdet.interchange.fixed_padding import fixed_padding
+from selfdet.interchange.graph_export import graph_of, taken_down, trial_images
+from selfdet.interchange.outgoing import Outgoing
 from selfdet.interchange.starts import detector_note, save_backbone, save_detector
 from selfdet.models.backbones import build_backbone
 
@@ -46,6 +48,21 @@ def saved(folder: Path, key: str) -> str:
 def backbone(folder: Path, name: str = "resnet18") -> str:
     save_backbone(folder / "b.safetensors", build_backbone(name), {})
     return str(folder / "b.safetensors")
+
+
+def test_layers_that_pad_by_the_size_of_their_input_go_out_with_numbers() -> None:
+    """With a maximum of open sizes in each of its layers an EfficientNet-Lite0 would be simplified for hours."""
+    network = build_backbone("tf_efficientnet_lite0").eval()
+    images = torch.randint(0, 256, (2, 3, 96, 160), dtype=torch.uint8)
+    graph = graph_of(Outgoing("backbone", network, {}, "a network"), lambda *_: torch.empty(0))
+    with torch.no_grad():
+        ours = graph(images)
+        with fixed_padding(network):
+            fixed = graph(images)
+        taken = taken_down(graph, "a network").module()(images)
+        after = graph(images)
+    for own, *others in zip(ours, fixed, taken, after):
+        assert all(torch.allclose(own, other, atol=1e-5) for other in others)
 
 
 @SLOW

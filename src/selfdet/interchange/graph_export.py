@@ -26,6 +26,7 @@ from selfdet.interchange.export_check import (
     check_images,
     compare_detections,
 )
+from selfdet.interchange.fixed_padding import fixed_padding
 from selfdet.interchange.graphs import BackboneGraph, OneStageGraph, SegmenterGraph
 from selfdet.interchange.graphs_queries import QueryGraph
 from selfdet.interchange.graphs_rcnn import RCNNGraph
@@ -92,7 +93,7 @@ def taken_down(graph: nn.Module, name: str) -> torch.export.ExportedProgram:
     }
     names = input_names(graph)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), fixed_padding(graph):
             warnings.simplefilter("ignore")
             return torch.export.export(
                 graph,

@@ -15,6 +15,7 @@ from selfdet.interchange.cards import write_card
 from selfdet.interchange.targets import TARGETS, TargetKey, backbone_of, open_outgoing
 from selfdet.training.log import Reporter
 
+GRAPHS = ("onnx", "torch-export")  # taking a network down as one says nothing until it is done
 
 def export(
     *,
@@ -61,6 +62,8 @@ def export(
     given = replace(open_outgoing(init), options=options)
     if part == "backbone" or given.kind not in goal.writers:
         given = backbone_of(given)
+    wait = ", which takes a minute or two" if to in GRAPHS else ""
+    reporter.line(f"writing the {given.kind} of {init} for {to} and comparing what it does there{wait}")
     with _whole_folder(target) as folder:
         written = goal.writers[given.kind](folder, given)
         write_card(folder, given, to, written, licence)
