@@ -17,6 +17,7 @@ from selfdet.training.log import Reporter
 
 GRAPHS = ("onnx", "torch-export")  # taking a network down as one says nothing until it is done
 
+
 def export(
     *,
     init: str,
