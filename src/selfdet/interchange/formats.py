@@ -58,14 +58,14 @@ SHARED_CONTAINERS = (*USUAL_CONTAINERS, "blobs")  # those that don't tell a form
 CLASSIFIER = "the classifier"
 MM = Format(
     "the backbone, with `backbone.` or, where it was extracted, without",
-    "neck, head, momentum encoder, queues",
+    "neck, head, momentum encoder, queues; taken with `--part pretraining`",
     ("module.backbone.", "backbone.", ""),
     (r"(module\.)?backbone\.(conv1|patch_embed|stem|layer1)",),
     networks=("ResNet", "Swin"),
 )
 OPENSELFSUP = Format(
     "the encoder, also of a whole checkpoint (`encoder_q.0.` or `backbone.`)",
-    "heads, key encoder, queues",
+    "heads, key encoder, queues; taken with `--part pretraining`",
     ("module.encoder_q.0.", "encoder_q.0.", "module.backbone.", "backbone.", ""),
     (r"(module\.)?encoder_q\.0\.",),
 )
@@ -94,7 +94,7 @@ FORMATS: dict[str, Format] = {
     "openselfsup": OPENSELFSUP,
     "moco": Format(
         "the query encoder (`module.encoder_q.`)",
-        "its head, the key encoder, the queue",
+        "its head, the key encoder, the queue; taken with `--part pretraining`",
         ("module.encoder_q.", "encoder_q."),
         (r"(module\.)?encoder_q\.(conv1|layer1)\.",),
     ),

@@ -32,6 +32,7 @@ NOTE = "selfdet"  # the metadata key under which a weights file describes itself
 # Where a detector keeps its backbone, and what stands there before the backbone's own names. On C4 its last stage is
 # the box head; DETRs are transformers'.
 BODIES = {"backbone.body.": "", "roi_heads.box_head.layer4.": "layer4.", "model.backbone.model.": ""}
+PRETRAINING, QUERY_BODY = "pretraining", "encoder.backbone.net."  # another program's, whole; of it the backbone starts
 SEGMENTERS_BODY = {"backbone.": ""}
 WIDTHS = ("neck", "fpn_channels", "head_convs", "box_head")  # options that decide the shape of a detector's weights
 REBUILDS = {
@@ -97,7 +98,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix == ".pt" and RunDir(path.parent).config_file.is_file():
         return product_of(path, load_checkpoint(path))
     state, metadata = read_weights(path)
-    return state, read_note(metadata.get(NOTE, "{}"))
+    note = read_note(metadata.get(NOTE, "{}"))
+    if note.get("kind") == PRETRAINING:
+        state = {name.removeprefix(QUERY_BODY): value for name, value in state.items() if name.startswith(QUERY_BODY)}
+    return state, note
 
 
 def load_backbone(name: str, weights: str | None) -> tuple[Backbone, TransferReport | None]:

@@ -16,8 +16,9 @@ from selfdet.interchange.detectron2_names import as_mmdet
 from selfdet.interchange.formats import DETECTOR_FORMATS, NO_FORMAT, FormatKey, recognise
 from selfdet.interchange.imports import Imported, NotTakenError, Pixels, check_pixels, import_backbone, read_content
 from selfdet.interchange.mmdet import ImportedDetector, import_detector
+from selfdet.interchange.pretrainings import import_pretraining
 from selfdet.interchange.relatives import PRETRAINED
-from selfdet.interchange.starts import NOTE, backbone_note, detector_note
+from selfdet.interchange.starts import NOTE, PRETRAINING, backbone_note, detector_note
 from selfdet.interchange.weights import write_safetensors
 from selfdet.training.log import Reporter
 
@@ -27,7 +28,7 @@ def import_weights(
     file: str,
     out: str,
     format: FormatKey = "auto",
-    part: Literal["detector", "backbone"] | None = None,
+    part: Literal["detector", "backbone", "pretraining"] | None = None,
     backbone: str | None = None,
     pixels: Pixels | None = None,
     classes: list[str] | None = None,
@@ -44,7 +45,8 @@ def import_weights(
         out: weights file to write.
         format: whose file it is; auto goes by its names.
         part: what of it; the detector of mmdet and aligndet, of all others the backbone, if not given. Of detectron2
-            it may be the detector, too.
+            it may be the detector, too; of MoCo v2 and DenseCL, pretraining: heads, key encoder and queues as well, so
+            that `pretrain --stages backbone` goes on with the same method.
         backbone: the network, where its shapes don't tell (other networks of timm than ResNets, ViTs and Swins).
         pixels: what the network was trained on: rgb, normalised as the library does; bgr, the same with blue first;
             caffe, blue first in 0…255 with the mean taken off. What isn't rgb becomes so, in the first convolution.
@@ -82,6 +84,11 @@ def import_weights(
                 source, content, name=backbone, pixels=pixels, classes=classes, image_size=image_size
             )
             name, state, note = _described(taken)
+        elif part == "pretraining":
+            whole = import_pretraining(source, content, format, backbone, pixels)
+            taken, state = whole.taken, whole.state
+            name = f"{whole.method} over {taken.backbone.name}"
+            note = backbone_note(taken.backbone, {"kind": PRETRAINING, "method": whole.method})
         else:
             taken = import_backbone(source, content, format, backbone, pixels)
             name, state, note = taken.backbone.name, taken.state, backbone_note(taken.backbone, {})
@@ -100,7 +107,7 @@ def import_weights(
         "kind": note["kind"],
         "format": key,
         "backbone": note["backbone"],
-        **{each: note[each] for each in ("detector", "classes", "image_size") if each in note},
+        **{each: note[each] for each in ("detector", "classes", "image_size", "method") if each in note},
         "left_out": taken.left,
         "done": taken.said,
         "report": taken.report.to_dict(),

@@ -13,6 +13,7 @@ from selfdet.data.views import TwoViews, ViewDataset, collate_views
 from selfdet.drawing.training import plot_training
 from selfdet.drawing.views import draw_view_pairs
 from selfdet.errors import UserError
+from selfdet.interchange.pretrainings import whole_of
 from selfdet.interchange.starts import backbone_note, load_backbone, save_backbone
 from selfdet.methods.densecl import DenseCL
 from selfdet.methods.moco import MoCo
@@ -62,6 +63,10 @@ def pretrain_backbone(
     rate = defaults.contrastive_lr(len(paths), images_per_step, pretrained=about["backbone_weights"] is not None)
     rate = rate if asked.lr is None else Default(asked.lr, ASKED)
     queue = None if method == "simclr" else defaults.queue_length(len(paths))
+    whole = whole_of(about["backbone_weights"])
+    if whole is not None and whole.method == method:
+        queue = Default(whole.queue_length, "as long as that of the weights")
+        options = {**options, "dim": whole.dim}
     if queue_length is not None:
         if queue is None:
             raise UserError(
@@ -89,6 +94,10 @@ def pretrain_backbone(
         )
     options = {**({} if queue is None else {"queue_length": int(queue.value)}), **options, "seed": call.seed}
     module = METHODS[method](net, **options)
+    carried: list[str] = []
+    if whole is not None:
+        alone = f"heads and queues of {method} begin afresh: the weights are of {whole.method}"
+        carried = [whole.fill(module) if whole.method == method else alone]
     config = {
         **about,
         "method": method,
@@ -106,6 +115,7 @@ def pretrain_backbone(
         f"{method} on {plural(len(paths), 'image')} of {about['images']}; {runtime.describe}",
         *call.said,
         *([] if plain == about["backbone"] else [f"both copies of {about['backbone']} start from this {plain}"]),
+        *carried,
         report=report,
         choices={"batch size": length.batch, "steps": length.steps, "learning rate": rate, "image size": shown}
         | ({} if queue is None else {"queue length": queue}),
