@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import roi_align
@@ -29,8 +26,6 @@ STEPS = 60  # of a fit, which goes on from the one with a stronger penalty
 LEVELS = 3  # coarsest maps that a box is pooled from: those of a one-stage detector's pyramid
 BINS = 3  # along each side of a pooled box
 SETTLING = 4  # batches that an untrained network's batch norm is set by
-
-Doubles = NDArray[np.float64]
 
 
 @torch.no_grad()
@@ -157,48 +152,50 @@ def linear(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
     of equals.
     """
     inside, outside = _standardised(train, test)
-    kinds = labels.numpy()
-    tried = np.arange(len(kinds)) % 5 == 4
+    tried = torch.arange(len(labels)) % 5 == 4
     best, chosen, weights = -1.0, 0, None
     for place, penalty in enumerate(PENALTIES if tried.any() else PENALTIES[:1]):
-        weights = _fit(inside[~tried], kinds[~tried], classes, penalty, weights)
-        right = float((_answers(weights, inside[tried]) == kinds[tried]).mean()) if tried.any() else 0.0
+        weights = _fit(inside[~tried], labels[~tried], classes, penalty, weights)
+        right = float((_answers(weights, inside[tried]) == labels[tried]).float().mean()) if tried.any() else 0.0
         if right > best:
             best, chosen = right, place
     weights = None
     for penalty in PENALTIES[: chosen + 1]:
-        weights = _fit(inside, kinds, classes, penalty, weights)
+        weights = _fit(inside, labels, classes, penalty, weights)
     assert weights is not None
-    return torch.from_numpy(_answers(weights, outside))
+    return _answers(weights, outside)
 
 
-def _standardised(train: Tensor, test: Tensor) -> tuple[Doubles, Doubles]:
-    """Mean 0 and variance 1 in training, with a column of ones."""
+def _standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean 0 and variance 1 in training, with a column of ones; double."""
     mean, deviation = train.double().mean(0), train.double().std(0)
     scaled = [(each.double() - mean) / deviation.clamp(min=1e-9) for each in (train, test)]
-    inside, outside = (torch.cat([each, torch.ones(len(each), 1)], 1).numpy() for each in scaled)
+    inside, outside = (torch.cat([each, torch.ones(len(each), 1)], 1) for each in scaled)
     return inside, outside
 
 
-def _fit(
-    inputs: Doubles, labels: NDArray[np.int64], classes: int, penalty: float, begin: Doubles | None = None
-) -> Doubles:
+def _fit(inputs: Tensor, labels: Tensor, classes: int, penalty: float, begin: Tensor | None = None) -> Tensor:
     """The weights (D + 1, classes) of least cross entropy plus penalty; the last row, of the ones, is free of it."""
     count, width = inputs.shape
-    wanted = np.zeros((count, classes))
-    wanted[np.arange(count), labels] = 1
+    wanted = functional.one_hot(labels, classes).double()
+    strength = torch.full((width, 1), penalty, dtype=torch.float64)
+    strength[-1] = 0
 
-    def loss(flat: Doubles) -> tuple[float, Doubles]:
-        weights = flat.reshape(width, classes)
-        scaled = np.concatenate([penalty * weights[:-1], np.zeros((1, classes))])
-        logs = log_softmax(inputs @ weights, axis=1)
-        value = -(wanted * logs).sum() / count + 0.5 * (scaled * weights).sum()
-        return float(value), (inputs.T @ (np.exp(logs) - wanted) / count + scaled).ravel()
+    weights = torch.zeros(width, classes, dtype=torch.float64) if begin is None else begin.clone()
+    weights.requires_grad_()
+    # Not scipy's, whose threads are not ours to bound: on a busy machine they wait for each other, 25 times as long.
+    solver = torch.optim.LBFGS([weights], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
 
-    start = np.zeros(width * classes) if begin is None else begin.ravel()
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
-    return np.asarray(found.x).reshape(width, classes)
+    def loss() -> Tensor:
+        logs = (inputs @ weights).log_softmax(1)
+        value = -(wanted * logs).sum() / count + 0.5 * (strength * weights.square()).sum()
+        weights.grad = inputs.T @ (logs.exp() - wanted) / count + strength * weights
+        return value
+
+    with torch.no_grad():
+        solver.step(loss)  # type: ignore[no-untyped-call]
+    return weights.detach()
 
 
-def _answers(weights: Doubles, inputs: Doubles) -> NDArray[np.int64]:
-    return np.asarray((inputs @ weights).argmax(1))
+def _answers(weights: Tensor, inputs: Tensor) -> Tensor:
+    return (inputs @ weights).argmax(1)
