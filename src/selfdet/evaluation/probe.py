@@ -193,7 +193,7 @@ def _fit(inputs: Tensor, labels: Tensor, classes: int, penalty: float, begin: Te
         return value
 
     with torch.no_grad():
-        solver.step(loss)  # type: ignore[no-untyped-call]
+        solver.step(loss)
     return weights.detach()
 
 
