@@ -21,6 +21,7 @@ from selfdet.models.backbones import build_backbone, evaluating
 NETWORKS: dict[str, Any] = {
     "fcos": SMALL["fcos"],
     "retinanet": SMALL["retinanet"],
+    "retinanet of mmdet": lambda **given: SMALL["retinanet"](mmdet={}, **given),
     "faster_rcnn": TWO_STAGE["faster_rcnn"],
     "faster_rcnn c4": small_c4,
     "faster_rcnn exact": lambda **given: TWO_STAGE["faster_rcnn"](regions="exact", **given),

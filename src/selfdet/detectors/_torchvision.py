@@ -59,7 +59,7 @@ class UnroundedAnchorGenerator(ExactAnchorGenerator):
     torchvision rounds the corners of anchors, by up to half a pixel, and guesses the coarsest stride from the padding.
     """
 
-    def __init__(self, sizes: tuple[tuple[int, ...], ...], ratios: tuple[float, ...], strides: list[int]) -> None:
+    def __init__(self, sizes: tuple[tuple[float, ...], ...], ratios: tuple[float, ...], strides: list[int]) -> None:
         super().__init__(sizes, (ratios,) * len(sizes))
         self.strides = strides
 

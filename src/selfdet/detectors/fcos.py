@@ -90,7 +90,7 @@ def fcos(
         anchor_generator=ExactAnchorGenerator(tuple((size,) for size in sizes), ((1.0,),) * len(sizes)),
         head=FCOSHead(fpn_channels, 1, num_classes, num_convs=head_convs),
         center_sampling_radius=1.5 * body.strides[0] / sizes[0],
-        **one_stage_settings(backbone, body, image_size, score_threshold, detections),
+        **one_stage_settings(backbone, body, options),
     )
     nn.init.constant_(net.head.regression_head.bbox_reg.bias, FIRST_DISTANCE)
     detector = FCOSDetector(net, backbone, num_classes, options)

@@ -181,12 +181,13 @@ def check_one_stage(num_classes: int, backbone: Backbone, fpn_channels: int, hea
         raise UserError(f"head_convs {head_convs}: expected at least 1", "the usual number is 4")
 
 
-def one_stage_settings(
-    backbone: Backbone, body: BackboneWithFPN, image_size: int, score_threshold: float, detections: int
-) -> dict[str, Any]:
+def one_stage_settings(backbone: Backbone, body: BackboneWithFPN, options: Mapping[str, Any]) -> dict[str, Any]:
     """What both of torchvision's networks are told of images and results; 320 px stay as they are."""
+    form = options.get("mmdet")
+    # mmdet pads to what the backbone needs: it knows the strides of its levels.
     return {
-        **image_settings(backbone, body.strides[-2], image_size),
-        "score_thresh": score_threshold,
-        "detections_per_img": detections,
+        **image_settings(backbone, body.strides[-2 if form is None else -3], options["image_size"]),
+        "score_thresh": options["score_threshold"],
+        "detections_per_img": options["detections"],
+        **({} if form is None else {"nms_thresh": form["iou_threshold"]}),
     }

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from selfdet.detectors._torchvision import ExactAnchorGenerator, RetinaNet, retinanet_head
+from collections.abc import Mapping
+from typing import Any
+
+from selfdet.detectors._torchvision import (
+    ExactAnchorGenerator,
+    RetinaNet,
+    UnroundedAnchorGenerator,
+    retinanet_head,
+)
+from selfdet.detectors._torchvision_mmdet import MMDetRetinaNet
 from selfdet.detectors.anchors import RATIOS, level_sides
 from selfdet.detectors.batch_norm import apply_batch_norm
+from selfdet.detectors.mmdet import coarse_levels, mmdet_form
 from selfdet.detectors.network import Part
 from selfdet.detectors.one_stage import OneStage, check_one_stage, one_stage_parts, one_stage_settings
 from selfdet.models.backbones import Backbone
@@ -40,18 +50,23 @@ def retinanet(
     image_size: int = 640,
     score_threshold: float = 0.01,
     detections: int = 100,
+    mmdet: Mapping[str, Any] | None = None,
 ) -> RetinaNetDetector:
     """RetinaNet with nine anchors a cell on a pyramid of strides 8 to 128 over `backbone`, its weights untouched.
 
     `batch_norm` rules the backbone's (`apply_batch_norm`): "train", "frozen" or "sync". `neck_norm` (None, "bn",
     "gn") goes into the pyramid. `image_size` is the long side (px) that images will have: it sets the sides of the
     anchors. `score_threshold` and `detections` bound an image's result.
+    `mmdet`: none for torchvision's network, or settings for mmdet's (`mmdet_form`). In that anchors are not rounded and
+    as large as in the paper whatever the `image_size`; the coarse levels are made of another map, without a ReLU in
+    between and with the pyramid's norms; images are padded to the backbone's stride; deltas are bounded below, too;
+    boxes without area are left out. Losses and assignment are torchvision's.
 
     Raises: UserError for values out of range.
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection; torchvision.models.detection.RetinaNet.
     """
     check_one_stage(num_classes, backbone, fpn_channels, head_convs, image_size)
-    options = {
+    options: dict[str, Any] = {
         "fpn_channels": fpn_channels,
         "head_convs": head_convs,
         "batch_norm": batch_norm,
@@ -59,15 +74,21 @@ def retinanet(
         "image_size": image_size,
         "score_threshold": score_threshold,
         "detections": detections,
+        "mmdet": mmdet_form("retinanet", mmdet),
     }
-    body = BackboneWithFPN(backbone, fpn_channels, neck_norm, extra="p6p7")
+    coarse = coarse_levels(options["mmdet"], normed=neck_norm is not None)
+    body = BackboneWithFPN(backbone, fpn_channels, neck_norm, extra="p6p7", coarse=coarse)
     sizes = anchor_sides(image_size, body.strides)
-    net = RetinaNet(
+    anchors, network = ExactAnchorGenerator(sizes, (RATIOS,) * len(sizes)), RetinaNet
+    if options["mmdet"] is not None:
+        octaves = tuple(tuple(4 * stride * 2 ** (third / 3) for third in range(3)) for stride in body.strides)
+        anchors, network = UnroundedAnchorGenerator(octaves, RATIOS, body.strides), MMDetRetinaNet
+    net = network(
         body,
         num_classes,
-        anchor_generator=ExactAnchorGenerator(sizes, (RATIOS,) * len(sizes)),
-        head=retinanet_head(fpn_channels, len(sizes[0]) * len(RATIOS), num_classes, head_convs),
-        **one_stage_settings(backbone, body, image_size, score_threshold, detections),
+        anchor_generator=anchors,
+        head=retinanet_head(fpn_channels, 3 * len(RATIOS), num_classes, head_convs),
+        **one_stage_settings(backbone, body, options),
     )
     detector = RetinaNetDetector(net, backbone, num_classes, options)
     apply_batch_norm(detector, batch_norm)

@@ -1,4 +1,4 @@
-"""Backbones and R-CNNs under the names of mmdet and detectron2, with a configuration for them.
+"""Backbones and detectors under the names of mmdet and detectron2, with a configuration for them.
 
 Neither can be run here: what is written is read again and compared, and a table of names and shapes goes along.
 """
@@ -19,6 +19,8 @@ from selfdet.detectors.base import Detector
 from selfdet.errors import UserError
 from selfdet.interchange.detectron2_names import as_detectron2, as_mmdet, detector_as_detectron2
 from selfdet.interchange.export_check import ExportMismatchError
+from selfdet.interchange.export_mmdet_one_stage import REASONS as ONE_STAGE
+from selfdet.interchange.export_mmdet_one_stage import is_mmdets, one_stage_model, one_stage_state
 from selfdet.interchange.imports import import_backbone, read_content
 from selfdet.interchange.mmdet import BOXES, CLASSES, FULL_SCALE, MASKS, SELFDET, import_detector
 from selfdet.interchange.outgoing import Outgoing, Written
@@ -32,7 +34,7 @@ SHAPES = "shapes.txt"
 REASONS = {
     "mmdet": {
         "fcos": "mmdet's FCOS has its points at the centres of cells, torchvision's at their corners",
-        "retinanet": "mmdet's RetinaNet has anchors that are no whole pixels, torchvision's has them rounded",
+        **ONE_STAGE,
         "cascade_rcnn": "mmdet's cascade takes the mean of its stages' logits, ours that of their probabilities",
     },
     "detectron2": {
@@ -123,6 +125,8 @@ def _note(given: Outgoing) -> dict[str, Any]:
 
 def _check_kind(given: Outgoing, library: str) -> None:
     kind = given.note["detector"]
+    if library == "mmdet" and is_mmdets(given.network):
+        return
     reason = REASONS[library].get(kind)
     if given.network.config()["options"].get("neck", "fpn") != "fpn":
         reason = "a C4 detector has no names there that selfdet reads back"
@@ -135,6 +139,8 @@ def _check_kind(given: Outgoing, library: str) -> None:
 
 def _warning(detector: Detector, library: str) -> str:
     options = detector.config()["options"]
+    if is_mmdets(detector):
+        return ""
     if options["regions"] != "exact":
         return "anchors and regions of this detector are torchvision's, half a pixel off; fine-tune it there"
     if library == "detectron2" and options["image_size"] < FULL_SCALE:
@@ -143,7 +149,9 @@ def _warning(detector: Detector, library: str) -> str:
 
 
 def mmdet_state(detector: Detector) -> State:
-    """A Faster or Mask R-CNN's tensors under mmdet's names, its background last."""
+    """A detector's tensors under mmdet's names, an R-CNN's background last."""
+    if is_mmdets(detector):
+        return one_stage_state(detector, NAMES[:5])
     norm = detector.config()["options"]["neck_norm"] or ""
     made: State = {}
     for name, value in detector.net.state_dict().items():
@@ -182,10 +190,17 @@ def mmdet_settings(given: Outgoing) -> dict[str, Any]:
     if given.kind == "backbone":
         body["init_cfg"] = {"type": "Pretrained", "checkpoint": "backbone.pth", "prefix": "backbone."}
         return {"backbone": body, "data_preprocessor": pixels}
-    config = given.network.config()
+    size, options = given.note["image_size"], given.network.config()["options"]
+    norm = {None: None, "bn": {"type": "BN"}, "gn": {"type": "GN", "num_groups": 32}}[options["neck_norm"]]
+    make = one_stage_model if is_mmdets(given.network) else _rcnn_model
+    model = make(given, body, pixels, norm)
+    return {"model": model, "load_from": "detector.pth", "image_scale": (size, size)}
+
+
+def _rcnn_model(given: Outgoing, body: dict[str, Any], pixels: dict[str, Any], norm: Any) -> dict[str, Any]:
+    config, backbone = given.network.config(), given.network.backbone
     options, sides = config["options"], [each[0] for each in config["anchor_sizes"]]
     width, scale = options["fpn_channels"], config["canonical_scale"]
-    norm = {None: None, "bn": {"type": "BN"}, "gn": {"type": "GN", "num_groups": 32}}[options["neck_norm"]]
     coder = {"type": "DeltaXYWHBBoxCoder", "target_means": [0.0] * 4}
     regions = {"type": "SingleRoIExtractor", "out_channels": width, "featmap_strides": config["strides"][:4]}
     linear = options["box_head"] == "2fc"
@@ -214,7 +229,7 @@ def mmdet_settings(given: Outgoing) -> dict[str, Any]:
         "max_per_img": options["detections"],
         "mask_thr_binary": 0.5,
     }
-    model = {
+    return {
         "type": "MaskRCNN" if given.note["detector"] == "mask_rcnn" else "FasterRCNN",
         "data_preprocessor": pixels,
         "backbone": body,
@@ -238,8 +253,6 @@ def mmdet_settings(given: Outgoing) -> dict[str, Any]:
             "rcnn": rcnn,
         },
     }
-    size = given.note["image_size"]
-    return {"model": model, "load_from": "detector.pth", "image_scale": (size, size)}
 
 
 def _cut(cells: int) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads, paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image, roi_align
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, roi_align
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import Conv2dNormActivation
 from torchvision.transforms.v2 import InterpolationMode
@@ -134,6 +134,25 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return self.fpn(OrderedDict((str(level), features) for level, features in enumerate(self.maps(x))))
+
+
+class Coarse(LastLevelP6P7):
+    """The two coarsest levels as mmdet makes them, by the `form` of its settings."""
+
+    p6: Any
+    p7: Any
+
+    def __init__(self, channels: int, width: int, form: dict[str, Any], norm: str | None) -> None:
+        super().__init__(channels if form["add_extra_convs"] == "on_input" else width, width)
+        self.form, layer = form, NORMS[norm]
+        if layer is not None:
+            self.p6.bias = self.p7.bias = None
+            self.p6, self.p7 = nn.Sequential(self.p6, layer(width)), nn.Sequential(self.p7, layer(width))
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        p6 = self.p6((c if self.form["add_extra_convs"] == "on_input" else p)[-1])
+        p7 = self.p7(functional.relu(p6) if self.form["relu_before_extra_convs"] else p6)
+        return [*p, p6, p7], [*names, "p6", "p7"]
 
 
 class C4(nn.Module):
@@ -312,17 +331,58 @@ class Aligned(MultiScaleRoIAlign):
 def anchors(config: dict[str, Any]) -> AnchorGenerator:
     """The anchors of each level."""
     sizes = tuple(tuple(level) for level in config["anchor_sizes"])
-    exact = config.get("regions") == "exact"
+    exact = config.get("regions") == "exact" or config.get("mmdet") is not None
     made = (Unrounded if exact else AnchorGenerator)(sizes, (tuple(config["aspect_ratios"]),) * len(sizes))
     made.strides = config["strides"]
     return made
 
 
+class FoundAsMMDet:
+    """mmdet's way from a head's outputs to detections: places are chosen by the classifier alone, where there is a
+    centerness a score is its product with the class's, boxes without area are left out."""
+
+    def postprocess_detections(
+        self, head_outputs: dict[str, list[Tensor]], anchors: list[list[Tensor]], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        net: Any = self
+        made = []
+        for row, size in enumerate(image_shapes):
+            every = []
+            for level, places in enumerate(anchors[row]):
+                outputs = {name: values[level][row] for name, values in head_outputs.items()}
+                likely = outputs["cls_logits"].sigmoid()
+                pairs = torch.where(likely.flatten() > net.score_thresh)[0]
+                scores, best = likely.flatten()[pairs].topk(min(net.topk_candidates, len(pairs)))
+                cells, labels = pairs[best] // likely.shape[1], pairs[best] % likely.shape[1]
+                moves = outputs["bbox_regression"][cells]
+                if "bbox_ctrness" in outputs:
+                    scores = scores * outputs["bbox_ctrness"][cells, 0].sigmoid()
+                    boxes = net.box_coder.decode(moves, places[cells])
+                else:
+                    limit = net.box_coder.bbox_xform_clip
+                    moves = torch.cat([moves[:, :2], moves[:, 2:].clamp(min=-limit)], 1)
+                    boxes = net.box_coder.decode_single(moves, places[cells])
+                boxes = clip_boxes_to_image(boxes, size)
+                whole = (boxes[:, 2:] > boxes[:, :2]).all(1)
+                every.append((boxes[whole], scores[whole], labels[whole]))
+            boxes, scores, labels = (torch.cat(each) for each in zip(*every))
+            kept = batched_nms(boxes, scores, labels, net.nms_thresh)[: net.detections_per_img]
+            made.append({"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]})
+        return made
+
+
+class MMDetRetinaNet(FoundAsMMDet, RetinaNet):
+    """RetinaNet that finds what mmdet's does."""
+
+
 def one_stage(config: dict[str, Any]) -> dict[str, Any]:
     """What FCOS and RetinaNet are both built with, at random."""
-    width = config["fpn_channels"]
+    width, form = config["fpn_channels"], config.get("mmdet")
+    coarse = LastLevelP6P7(width, width)
+    if form is not None:
+        coarse = Coarse(config["backbone"]["channels"][-1], width, form, config["neck_norm"])
     return {
-        "backbone": pyramid(config, LastLevelP6P7(width, width)),
+        "backbone": pyramid(config, coarse),
         "num_classes": len(config["classes"]),
         "anchor_generator": anchors(config),
         "score_thresh": config["score_threshold"],
@@ -344,7 +404,8 @@ def retinanet(config: dict[str, Any]) -> RetinaNet:
     for branch in (head.classification_head, head.regression_head):
         convs = (Conv2dNormActivation(width, width, norm_layer=None) for _ in range(config["head_convs"]))
         branch.conv = nn.Sequential(*convs)
-    return RetinaNet(head=head, **one_stage(config))
+    network = RetinaNet if config.get("mmdet") is None else MMDetRetinaNet
+    return network(head=head, **one_stage(config))
 
 
 def pool(config: dict[str, Any], cells: int) -> MultiScaleRoIAlign:

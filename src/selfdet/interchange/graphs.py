@@ -66,6 +66,7 @@ class OneStageGraph(nn.Module):
         self.suppress = suppress
         self.outputs = FOUND if suppress else ("boxes", "scores")
         self.anchors = Anchors(detector.net.anchor_generator, detector.config())
+        self.mmdet = detector.options.get("mmdet") is not None
 
     def forward(self, images: Tensor, sizes: Tensor, threshold: Tensor | None = None) -> tuple[Tensor, ...]:
         detector, net = self.detector, self.detector.net
@@ -80,9 +81,10 @@ class OneStageGraph(nn.Module):
                 likely = (likely * found["bbox_ctrness"].sigmoid()).sqrt()
                 moved = from_distances(found["bbox_regression"], anchors)
             else:
-                moved = from_deltas(found["bbox_regression"], anchors)
-            boxes.append(clipped(moved, sizes[:, None]))
-            scores.append(likely)
+                moved = from_deltas(found["bbox_regression"], anchors, bounded=self.mmdet)
+            moved = clipped(moved, sizes[:, None])
+            boxes.append(moved)
+            scores.append(likely * (moved[..., 2:] > moved[..., :2]).all(-1, keepdim=True) if self.mmdet else likely)
         if self.suppress is None or threshold is None:
             return torch.cat(boxes, 1), torch.cat(scores, 1)
         kept = [best_of(*level, CANDIDATES) for level in zip(boxes, scores)]
@@ -127,13 +129,16 @@ def from_distances(distances: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([centres - distances[..., :2] * sides, centres + distances[..., 2:] * sides], -1)
 
 
-def from_deltas(deltas: Tensor, anchors: Tensor, factors: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """Boxes (…, N, 4) xyxy px of deltas (…, N, 4) at the anchors (N, 4), as Faster R-CNN codes them."""
+def from_deltas(
+    deltas: Tensor, anchors: Tensor, factors: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0), bounded: bool = False
+) -> Tensor:
+    """Boxes (…, N, 4) xyxy px of deltas (…, N, 4) at the anchors (N, 4), as Faster R-CNN codes them; where `bounded`
+    they are no more smaller than their anchors than larger."""
     sides = anchors[..., 2:] - anchors[..., :2]
     centres = anchors[..., :2] + sides / 2
     deltas = deltas / deltas.new_tensor(factors)
     centres = centres + deltas[..., :2] * sides
-    halves = deltas[..., 2:].clamp(max=MOST_GROWTH).exp() * sides / 2
+    halves = deltas[..., 2:].clamp(min=-MOST_GROWTH if bounded else None, max=MOST_GROWTH).exp() * sides / 2
     return torch.cat([centres - halves, centres + halves], -1)
 
 

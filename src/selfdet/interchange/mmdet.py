@@ -2,7 +2,7 @@
 
 mmdet's facts, against torchvision's: its background is the last class and not the first, its box and mask layers have
 no rows for the background, its anchors are not rounded and its regions are pooled half a pixel on (`regions="exact"`).
-The order of anchors, the coding of boxes, strides and levels are the same.
+The order of anchors, the coding of boxes, strides and levels are the same. `mmdet_one_stage` has what is RetinaNet's.
 """
 
 from __future__ import annotations
@@ -23,6 +23,22 @@ from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import State, renamed, told_by
 from selfdet.interchange.formats import tensors_in
 from selfdet.interchange.imports import NotTakenError, Pixels, full_tensors, with_own_pixels
+from selfdet.interchange.mmdet_one_stage import (
+    class_count,
+    one_stage_kind,
+    one_stage_options,
+    renamed_one_stage,
+)
+from selfdet.interchange.mmdet_shared import (
+    BACKBONE_ALONE,
+    FIRST_LATERAL,
+    NECK,
+    Table,
+    norm_of,
+    refuse_settings,
+    renamed_by,
+    settings_text,
+)
 from selfdet.interchange.notes import check_note, read_note
 from selfdet.models.backbones import build_backbone
 from selfdet.training.checkpoint import check_tensors
@@ -32,11 +48,9 @@ SELFDET = "selfdet"  # under which selfdet's own files say in `meta` what else t
 ONLINE = "online_backbone."  # what AlignDet puts before the detector that it trains
 IMAGE_SIZE = 1333  # px, mmdet's usual long side
 FULL_SCALE = 784  # px from which on our anchors are as large as in the papers
-BACKBONE_ALONE = "Take its backbone alone, with --part backbone"
 # Why what has these names is no detector of ours, the first that matches.
 REASONS = (
     (r"roi_head\.bbox_head\.0\.", "a cascade; of mmdet's two-stage detectors only Faster and Mask R-CNN are taken"),
-    (r"bbox_head\.retina_", "a RetinaNet, whose coarsest level has no ReLU before it there and one in torchvision's"),
     (
         r"bbox_head\.conv_centerness",
         "an FCOS, which has a factor for each level, exponentials of distances and cells at their centres there, and "
@@ -46,17 +60,14 @@ REASONS = (
     (r"roi_head\.(bbox_head\.(cls|reg)_(fcs|convs)|grid_|semantic_|mask_iou)", "an R-CNN with more branches than ours"),
 )
 # What its settings may say, where the file has them, that makes it another network than the one of these names.
-SETTINGS = (
+SETTINGS: Table = (
     (r"aligned['\"]?\s*[=:]\s*(False|false)", "regions are pooled half a pixel off"),
     (r"sampling_ratio['\"]?\s*[=:]\s*[1-9]", "each bin of a region has a fixed number of samples"),
     (r"scales['\"]?\s*[=:]\s*\[(?!8\])", "anchors are of other sizes than 8 strides"),
 )
 CAFFE = r"style['\"]?\s*[=:]\s*['\"]caffe"
-RENAMED = (
-    (r"neck\.(lateral|fpn)_convs\.(\d+)\.conv\.", r"backbone.fpn.\1.\2.0."),
-    (r"neck\.(lateral|fpn)_convs\.(\d+)\.(?:bn|gn)\.", r"backbone.fpn.\1.\2.1."),
-    (r"backbone\.fpn\.lateral\.", "backbone.fpn.inner_blocks."),
-    (r"backbone\.fpn\.fpn\.", "backbone.fpn.layer_blocks."),
+RENAMED: Table = (
+    *NECK,
     (r"rpn_head\.rpn_conv\.", "rpn.head.conv.0.0."),
     (r"rpn_head\.rpn_cls\.", "rpn.head.cls_logits."),
     (r"rpn_head\.rpn_reg\.", "rpn.head.bbox_pred."),
@@ -96,7 +107,7 @@ def import_detector(
     classes: Sequence[str] | None = None,
     image_size: int | None = None,
 ) -> ImportedDetector:
-    """The Faster or Mask R-CNN in a checkpoint of mmdet 2 or 3, or the one that AlignDet pre-trained.
+    """The RetinaNet, Faster or Mask R-CNN in a checkpoint of mmdet 2 or 3, or the one that AlignDet pre-trained.
 
     `name`: the backbone's, where its shapes don't tell. `pixels`: as of `import_backbone`. `classes`: names of its
     classes where the file has none, or others. `image_size`: the long side (px) that images will be resized to.
@@ -106,12 +117,6 @@ def import_detector(
     """
     own = _own_note(path, content)
     size = (own.get("image_size", IMAGE_SIZE)) if image_size is None else image_size
-    if size < FULL_SCALE and size != own.get("image_size"):
-        raise UserError(
-            f"--image-size {size}: mmdet's anchors are made for images of about {IMAGE_SIZE} px, ours would be smaller "
-            f"below {FULL_SCALE}",
-            f"Use at least {FULL_SCALE}",
-        )
     found, _ = tensors_in(content, "mmdet")
     state = {str(each): value.detach() for each, value in found.items() if isinstance(value, Tensor)}
     check_tensors(path, state)
@@ -122,10 +127,19 @@ def import_detector(
     for pattern, reason in REASONS:
         if any(re.match(pattern, each) for each in state):
             raise UserError(f"{path} is {reason}", BACKBONE_ALONE)
-    if not any(each.startswith("roi_head.bbox_head.") for each in state):
+    kind = one_stage_kind(state)
+    if kind is None and not any(each.startswith("roi_head.bbox_head.") for each in state):
         raise UserError(f"{path} holds no detector that selfdet knows", BACKBONE_ALONE)
+    if kind is None and size < FULL_SCALE and size != own.get("image_size"):
+        raise UserError(
+            f"--image-size {size}: mmdet's anchors are made for images of about {IMAGE_SIZE} px, ours would be smaller "
+            f"below {FULL_SCALE}",
+            f"Use at least {FULL_SCALE}",
+        )
 
-    _check_settings(path, content, pixels)
+    text = settings_text(content)
+    if pixels is None and re.search(CAFFE, text):
+        raise UserError(f"{path}: its settings say style='caffe': blue first in 0…255", "Add --pixels caffe")
     body, said = renamed(
         {each.removeprefix("backbone."): v for each, v in state.items() if each.startswith("backbone.")}
     )
@@ -138,19 +152,27 @@ def import_detector(
     if pixels not in (None, "rgb"):
         body, line = with_own_pixels(backbone, body, pixels)
         said = [*said, line]
-    rest = _renamed({each: value for each, value in state.items() if not each.startswith("backbone.")}, pretrained)
-    rows = rest.get(f"{CLASSES}bias", torch.empty(0))
-    names = ["object"] if pretrained else _class_names(path, content, len(rows) - 1, classes)
-    if not pretrained:
-        rest = _background_first(rest, len(names))
+    rest = {each: value for each, value in state.items() if not each.startswith("backbone.")}
+    rest = _renamed(rest, pretrained) if kind is None else renamed_one_stage(kind, rest, pretrained)
+    count = len(rest.get(f"{CLASSES}bias", ())) - 1 if kind is None else class_count(kind, rest)
+    names = ["object"] if pretrained else _class_names(path, content, count, classes)
+    if kind is None:
+        key = "mask_rcnn" if any("mask_head" in each for each in rest) else "faster_rcnn"
+        refuse_settings(path, text, SETTINGS)
+        rest = rest if pretrained else _background_first(rest, len(names))
+        options = {**_options(path, rest), "regions": "exact"}
+        written: dict[str, Any] = {"regions": "rounded"}
+    else:
+        key, written = kind, {"mmdet": None}
+        options, more = one_stage_options(kind, path, rest, backbone.channels[-1], text)
+        said = [*said, *([] if own else more)]
+    options["image_size"] = size
+    if own:  # a file that selfdet wrote says of what kind its network was
+        options = {**own["options"], **options, **{each: own["options"].get(each, written[each]) for each in written}}
     ours = {**{f"backbone.body.{each}": value for each, value in body.items()}, **rest}
-    key = "mask_rcnn" if any("mask_head" in each for each in ours) else "faster_rcnn"
-    options = {**_options(path, ours), "image_size": size, "regions": "exact"}
-    if own:
-        options = {**own["options"], **options, "regions": own["options"].get("regions", "rounded")}
     with torch.device("meta"):
         shapes = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
-    report = _taken(shapes, ours, pretrained, str(path))
+    report = _taken(shapes, ours, pretrained, str(path), keep_box_outputs=kind is not None)
     detector = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
     filled = {each: ours.get(each, value) for each, value in detector.net.state_dict().items()}
     detector.net.load_state_dict(full_tensors(detector.net.state_dict(), filled))
@@ -166,17 +188,6 @@ def _own_note(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     return note if note.get("kind") == "detector" and isinstance(note.get("options"), dict) else {}
 
 
-def _check_settings(path: Path, content: Mapping[str, Any], pixels: Pixels | None) -> None:
-    meta = content.get("meta")
-    texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, Mapping) else []
-    text = "\n".join(each for each in texts if isinstance(each, str))
-    if pixels is None and re.search(CAFFE, text):
-        raise UserError(f"{path}: its settings say style='caffe': blue first in 0…255", "Add --pixels caffe")
-    for pattern, reason in SETTINGS:
-        if found := re.search(pattern, text):
-            raise UserError(f"{path}: by its settings ({shown(found[0])}) {reason}", BACKBONE_ALONE)
-
-
 def _renamed(state: State, pretrained: bool) -> State:
     made: State = {}
     convolutions = any(".shared_convs." in name for name in state)
@@ -184,8 +195,7 @@ def _renamed(state: State, pretrained: bool) -> State:
     for name, value in state.items():
         if pretrained and re.match(r"roi_head\.bbox_head\.fc_(cls|reg)\.", name):
             continue
-        for pattern, instead in RENAMED:
-            name = re.sub(f"^{pattern}", instead, name)
+        name = renamed_by(RENAMED, name)
         layer = re.fullmatch(r"roi_head\.bbox_head\.shared_fcs\.(\d+)\.(\w+)", name)
         if layer is not None and layer[1] in numbers:
             name = f"roi_heads.box_head.{numbers[layer[1]]}.{layer[2]}"
@@ -230,10 +240,10 @@ def _class_names(path: Path, content: Mapping[str, Any], count: int, given: Sequ
 
 def _options(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the builder has to know, of names and shapes."""
-    width = state.get("backbone.fpn.inner_blocks.0.0.weight", torch.empty(256)).shape[0]
-    norms = {part: _norm(state, part) for part in ("backbone.fpn.inner_blocks.0.1.", "roi_heads.box_head.0.1.")}
+    width = state.get(f"{FIRST_LATERAL}0.weight", torch.empty(256)).shape[0]
+    neck, head = (norm_of(state, part) for part in (f"{FIRST_LATERAL}1.", "roi_heads.box_head.0.1."))
     convolutions = "roi_heads.box_head.0.0.weight" in state
-    used = set(norms.values()) if convolutions else {norms["backbone.fpn.inner_blocks.0.1."]}
+    used = {neck, head} if convolutions else {neck}
     if len(used) > 1:
         raise UserError(
             f"{path}: its pyramid and its box head have other norms than each other ({' and '.join(map(str, used))})",
@@ -242,15 +252,10 @@ def _options(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"fpn_channels": width, "neck_norm": used.pop(), "box_head": "4conv1fc" if convolutions else "2fc"}
 
 
-def _norm(state: Mapping[str, Tensor], start: str) -> str | None:
-    if f"{start}weight" not in state:
-        return None
-    return "bn" if f"{start}running_mean" in state else "gn"
-
-
-def _taken(detector: Detector, state: State, pretrained: bool, source: str) -> TransferReport:
+def _taken(detector: Detector, state: State, pretrained: bool, source: str, keep_box_outputs: bool) -> TransferReport:
     """The report of what fits the detector, where that is all of it but, of what was only pre-trained, last layers."""
-    parts = {name: Part(part.patterns, part.reinit and pretrained) for name, part in detector.parts().items()}
+    own_parts = detector.parts(keep_box_outputs)
+    parts = {name: Part(part.patterns, part.reinit and pretrained) for name, part in own_parts.items()}
     shapes = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}
     report = transfer(detector.net, shapes, parts, expect=())
     try:

@@ -66,6 +66,8 @@ def _is_sound(name: str, value: Any) -> bool:
 def _is_option(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return len(value) < 100 and all(map(_is_option, value))
+    if isinstance(value, dict):
+        return len(value) < 100 and all(map(_is_option, value.values()))
     if isinstance(value, float):
         return math.isfinite(value)
     if is_integer(value):

@@ -1,0 +1,120 @@
+"""mmdet's RetinaNet as ours: its names, and which of mmdet's networks it is, by shapes and settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfdet.detectors.mmdet import FORMS
+from selfdet.interchange.architectures import State
+from selfdet.interchange.mmdet_shared import (
+    FIRST_LATERAL,
+    IS,
+    NECK,
+    Table,
+    norm_of,
+    refuse_settings,
+    renamed_by,
+    told,
+)
+
+SIGNS = {"retinanet": r"bbox_head\.retina_(cls|reg)\."}
+# Of five levels the last two; in our pyramid they stand apart.
+COARSE: Table = (
+    (r"backbone\.fpn\.layer_blocks\.3\.", "backbone.fpn.extra_blocks.p6."),
+    (r"backbone\.fpn\.layer_blocks\.4\.", "backbone.fpn.extra_blocks.p7."),
+)
+PLAIN: Table = ((r"(backbone\.fpn\.extra_blocks\.p\d\.)0\.", r"\1"),)  # a convolution without a norm
+TOWERS: Table = (
+    (r"bbox_head\.cls_convs\.", "head.classification_head.conv."),
+    (r"bbox_head\.reg_convs\.", "head.regression_head.conv."),
+)
+HEADS: dict[str, Table] = {
+    "retinanet": (
+        *TOWERS,
+        (r"(head\.\w+\.conv\.\d+)\.conv\.", r"\1.0."),
+        (r"bbox_head\.retina_cls\.", "head.classification_head.cls_logits."),
+        (r"bbox_head\.retina_reg\.", "head.regression_head.bbox_reg."),
+    ),
+}
+CLASSIFIER = "head.classification_head.cls_logits."
+ANCHORS = {"retinanet": 9}  # of a cell
+# What settings may say that makes it another network than the one of these names.
+SETTINGS: Table = (
+    (
+        rf"type{IS}['\"](?!(?:SelfSup)?(?:Retina|FCOS)Head['\"])\w*(?:Retina|FCOS)\w*Head['\"]",
+        "it has another head of the same names",
+    ),
+    (rf"octave_base_scale{IS}(?!4\b)[\d.]+", "anchors are of other sizes than 4 strides"),
+    (rf"scales_per_octave{IS}(?!3\b)\d+", "an octave has not 3 sizes of anchors"),
+    (rf"ratios{IS}[\[(](?!0\.5,\s*1(\.0)?,\s*2(\.0)?[\])])", "anchors are of other shapes than 1:2, 1:1 and 2:1"),
+    (rf"center_offset{IS}(?!0(\.0*)?(?![\d.]))[\d.]+", "anchors stand elsewhere than at the corners of cells"),
+    (rf"target_stds{IS}[\[(](?!(1(\.0)?,\s*){{3}}1(\.0)?[\])])", "deltas are measured otherwise"),
+    (rf"use_sigmoid{IS}(False|false)", "classes exclude each other"),
+    (rf"add_extra_convs{IS}['\"]on_lateral", "coarse levels are made of a lateral map"),
+    (rf"num_groups{IS}(?!32\b)\d+", "norms have other groups than 32"),
+    (r"upsample_cfg[^)}]*bilinear", "the pyramid is interpolated"),
+    (rf"type{IS}['\"]soft_nms", "boxes that overlap are scored down"),
+)
+
+
+def one_stage_kind(state: Mapping[str, Tensor]) -> str | None:
+    """ "retinanet" where these are its names, of mmdet; None of anything else."""
+    return next((kind for kind, sign in SIGNS.items() if any(re.match(sign, name) for name in state)), None)
+
+
+def renamed_one_stage(kind: str, state: State, pretrained: bool) -> State:
+    """Tensors under our names; of what was only pre-trained, without what it had for a classifier."""
+    normed = any(re.match(r"neck\.fpn_convs\.\d+\.(bn|gn)\.", name) for name in state)
+    table = (*NECK, *COARSE, *(() if normed else PLAIN), *HEADS[kind])
+    made = {renamed_by(table, name): value for name, value in state.items()}
+    return {name: value for name, value in made.items() if not (pretrained and name.startswith(CLASSIFIER))}
+
+
+def class_count(kind: str, state: Mapping[str, Tensor]) -> int:
+    """Of how many classes the classifier is; −1 where there is none."""
+    return len(state[f"{CLASSIFIER}bias"]) // ANCHORS[kind] if f"{CLASSIFIER}bias" in state else -1
+
+
+def one_stage_options(
+    kind: str, path: Path, state: Mapping[str, Tensor], coarsest: int, text: str
+) -> tuple[dict[str, Any], list[str]]:
+    """What the builder has to know, of names, shapes and settings (`text`), and a line about what none of them tells.
+
+    `coarsest`: channels of the backbone's last map. Raises: UserError for settings of another network.
+    """
+    refuse_settings(path, text, SETTINGS)
+    form, said = _form(kind, state, coarsest, text)
+    width = state.get(f"{FIRST_LATERAL}0.weight", torch.empty(256)).shape[0]
+    towers = [re.match(r"head\.classification_head\.conv\.(\d+)\.0\.", name) for name in state]
+    depth = max((int(found[1]) for found in towers if found), default=3) + 1
+    options = {
+        "fpn_channels": width,
+        "neck_norm": norm_of(state, f"{FIRST_LATERAL}1."),
+        "head_convs": depth,
+        "mmdet": form,
+    }
+    return options, said
+
+
+def _form(kind: str, state: Mapping[str, Tensor], coarsest: int, text: str) -> tuple[dict[str, Any], list[str]]:
+    form, said = dict(FORMS[kind]), []
+    width = state.get(f"{FIRST_LATERAL}0.weight", torch.empty(256)).shape[0]
+    # Two widths tell where the coarse levels come from; one doesn't.
+    first = next((v for n, v in state.items() if re.match(r"backbone\.fpn\.extra_blocks\.p6\.(0\.)?weight", n)), None)
+    if coarsest != width and first is not None:
+        form["add_extra_convs"] = "on_input" if first.shape[1] == coarsest else "on_output"
+    elif (source := told(text, "add_extra_convs")) is not None:
+        form["add_extra_convs"] = "on_output" if source == "on_output" else "on_input"
+    overlap = re.search(rf"\bnms{IS}(?:dict\(|\{{)[^)}}]*iou_thr(?:eshold)?{IS}(0?\.\d+)", text)
+    form["iou_threshold"] = float(overlap[1]) if overlap else form["iou_threshold"]
+    if not re.search(r"Head['\"]", text):
+        said = ["the file has no settings of its network: taken as mmdet's published ones"]
+    else:  # whole settings, where what is not said is as mmdet's classes have it
+        form["relu_before_extra_convs"] = told(text, "relu_before_extra_convs") in ("True", "true")
+    return form, said

@@ -1,0 +1,58 @@
+"""What all kinds of mmdet's detectors have alike: the names of their pyramid, and settings in the file as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from selfdet.errors import UserError, shown
+
+Table = tuple[tuple[str, str], ...]
+# Why a file is not taken as a detector is said with this.
+BACKBONE_ALONE = "Take its backbone alone, with --part backbone"
+NECK: Table = (
+    (r"neck\.(lateral|fpn)_convs\.(\d+)\.conv\.", r"backbone.fpn.\1.\2.0."),
+    (r"neck\.(lateral|fpn)_convs\.(\d+)\.(?:bn|gn)\.", r"backbone.fpn.\1.\2.1."),
+    (r"backbone\.fpn\.lateral\.", "backbone.fpn.inner_blocks."),
+    (r"backbone\.fpn\.fpn\.", "backbone.fpn.layer_blocks."),
+)
+FIRST_LATERAL = "backbone.fpn.inner_blocks.0."
+IS = r"['\"]?\s*[=:]\s*"  # between a setting's name and its value, in Python or JSON
+
+
+def renamed_by(table: Table, name: str) -> str:
+    """A name after each of the table's rules whose pattern it begins with."""
+    for pattern, instead in table:
+        name = re.sub(f"^{pattern}", instead, name)
+    return name
+
+
+def norm_of(state: Mapping[str, Tensor], start: str) -> str | None:
+    """The kind of norm whose names begin so: "bn", "gn" or none."""
+    if f"{start}weight" not in state:
+        return None
+    return "bn" if f"{start}running_mean" in state else "gn"
+
+
+def settings_text(content: Mapping[str, Any]) -> str:
+    """The settings that a file has of its training, in Python or JSON; empty where it has none."""
+    meta = content.get("meta")
+    texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, Mapping) else []
+    return "\n".join(each for each in texts if isinstance(each, str))
+
+
+def refuse_settings(path: Path, text: str, reasons: Table) -> None:
+    """Raises: UserError where a pattern of `reasons` is in the settings, with its reason."""
+    for pattern, reason in reasons:
+        if found := re.search(pattern, text):
+            raise UserError(f"{path}: by its settings ({shown(found[0])}) {reason}", BACKBONE_ALONE)
+
+
+def told(text: str, name: str) -> str | None:
+    """The word or number that settings give a name, without quotes; None where they don't have it."""
+    found = re.search(rf"\b{name}{IS}['\"]?([\w.]+)", text)
+    return found[1] if found else None
