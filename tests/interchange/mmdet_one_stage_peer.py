@@ -1,7 +1,8 @@
-"""mmdet's RetinaNet in its conventions, written from its documentation in the plainest way: the judge of our import.
+"""mmdet's RetinaNet and FCOS, written from its documentation in the plainest way: the judge of our import.
 
 Its `state` has mmdet's names. Three maps make a pyramid, of the coarsest of the backbone's or the pyramid's two more
-levels are made; nothing is rounded; what is looked at goes by the classifier; boxes without area are left out.
+levels are made; nothing is rounded; what is looked at goes by the classifier; boxes without area are left out. FCOS's
+points are the centres of cells, and a centerness is a factor of scores.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch.nn import functional
 from torchvision.ops import box_iou, clip_boxes_to_image
 
 STRIDES = (8, 16, 32, 64, 128)
+FCOS = "dict(neck=dict(relu_before_extra_convs=True), bbox_head=dict(type='FCOSHead'))"
+TRICKS = FCOS.replace("Head'", "Head', norm_on_bbox=True, centerness_on_reg=True")
 RETINANET = "dict(bbox_head=dict(type='RetinaHead', anchor_generator=dict(octave_base_scale=4, scales_per_octave=3)))"
 
 
@@ -113,6 +116,30 @@ class RetinaPeer(OneStagePeer):
         return logits, boxes, torch.ones(len(boxes))
 
 
+class FCOSPeer(OneStagePeer):
+    """`norm`: distances come through a ReLU, in strides; `on_reg`: the centerness stands on the tower of the boxes."""
+
+    def __init__(self, state: State, norm: bool, on_reg: bool, overlap: float = 0.5) -> None:
+        super().__init__(state, "p5", True, overlap)
+        self.norm, self.on_reg = norm, on_reg
+
+    def outputs(self, x: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
+        classes, boxes = self.tower(x, "cls_convs"), self.tower(x, "reg_convs")
+        logits = self.conv(classes, "bbox_head.conv_cls", 1)[0].permute(1, 2, 0).flatten(0, 1)
+        centered = (
+            self.conv(boxes if self.on_reg else classes, "bbox_head.conv_centerness", 1)[0, 0].flatten().sigmoid()
+        )
+        raw = self.conv(boxes, "bbox_head.conv_reg", 1)[0].permute(1, 2, 0).flatten(0, 1)
+        raw = raw * self.state[f"bbox_head.scales.{level}.scale"]
+        distances = raw.clamp(min=0) * STRIDES[level] if self.norm else raw.exp()
+        rows = []
+        for cell, (left, top, right, bottom) in enumerate(distances.tolist()):
+            y, x_ = divmod(cell, x.shape[-1])
+            across, down = (x_ + 0.5) * STRIDES[level], (y + 0.5) * STRIDES[level]
+            rows.append([across - left, down - top, across + right, down + bottom])
+        return logits, torch.tensor(rows), centered
+
+
 def module(name: str, *shape: int, norm: str = "", std: float = 0.05) -> State:
     """A convolution of mmdet's, with a bias or a norm."""
     made = layer(f"{name}.conv", *shape, std=std)
@@ -149,6 +176,21 @@ def mmdet_retinanet(
     state["bbox_head.retina_cls.bias"] -= 3  # so that some score little
     state |= layer("bbox_head.retina_reg", 36, 64, 3, 3, std=0.02)
     return {"meta": {"CLASSES": ("cat", "dog", "cow")[:classes], "config": text}, "state_dict": state}
+
+
+def mmdet_fcos(text: str, bias: bool = False, norm: bool = False) -> dict[str, Any]:
+    """mmdet's FCOS over a ResNet-18, as a file has it; with a `bias` before each norm of its towers, and outputs of
+    boxes that suit a ReLU (`norm`) or an exponential."""
+    state = one_stage(64, 2, "", "gn", "p5")
+    if bias:
+        convolutions = [name for name in state if name.startswith("bbox_head.") and name.endswith(".conv.weight")]
+        state |= {name.replace("weight", "bias"): random(64) for name in convolutions}
+    state |= layer("bbox_head.conv_cls", 3, 64, 3, 3, std=0.03) | layer("bbox_head.conv_reg", 4, 64, 3, 3, std=0.03)
+    state |= layer("bbox_head.conv_centerness", 1, 64, 3, 3, std=0.03)
+    state["bbox_head.conv_cls.bias"] -= 1.5
+    state["bbox_head.conv_reg.bias"] += 1.0 if norm else 3.0
+    state |= {f"bbox_head.scales.{level}.scale": torch.tensor(1 + 0.1 * level) for level in range(5)}
+    return {"meta": {"CLASSES": ("cat", "dog", "cow"), "config": text}, "state_dict": state}
 
 
 def pretrained(content: dict[str, Any], classifier: str) -> dict[str, Any]:

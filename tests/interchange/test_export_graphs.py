@@ -32,6 +32,9 @@ SLOW = pytest.mark.slow
 DETECTORS: dict[str, Any] = {
     "fcos": lambda: small_fcos(num_classes=2, image_size=64),
     "retinanet": lambda: small_retinanet(num_classes=2, image_size=64),
+    # Large enough for more than one cell of the coarsest map, whose sizes go by those of the image rounded up.
+    "fcos of mmdet": lambda: small_fcos(num_classes=2, image_size=160, mmdet={}),
+    "retinanet of mmdet": lambda: small_retinanet(num_classes=2, image_size=160, mmdet={}),
     "faster_rcnn": lambda: small_faster(num_classes=2, image_size=64),
     "c4": lambda: small_c4(num_classes=2, image_size=64),
     "mask_rcnn": lambda: small_mask(num_classes=2, image_size=64, detections=30),
@@ -41,7 +44,8 @@ DETECTORS: dict[str, Any] = {
 
 def saved(folder: Path, key: str) -> str:
     detector = DETECTORS[key]()
-    save_detector(folder / "d.safetensors", detector, detector_note(detector, ["cat", "dog"], [17, 18], 64))
+    size = detector.config()["options"]["image_size"]
+    save_detector(folder / "d.safetensors", detector, detector_note(detector, ["cat", "dog"], [17, 18], size))
     return str(folder / "d.safetensors")
 
 

@@ -22,6 +22,7 @@ NETWORKS: dict[str, Any] = {
     "fcos": SMALL["fcos"],
     "retinanet": SMALL["retinanet"],
     "retinanet of mmdet": lambda **given: SMALL["retinanet"](mmdet={}, **given),
+    "fcos of mmdet": lambda **given: SMALL["fcos"](mmdet={}, **given),
     "faster_rcnn": TWO_STAGE["faster_rcnn"],
     "faster_rcnn c4": small_c4,
     "faster_rcnn exact": lambda **given: TWO_STAGE["faster_rcnn"](regions="exact", **given),
@@ -53,6 +54,11 @@ def test_what_it_finds_is_what_the_detector_finds(key: str) -> None:
     assert figures["detections"] >= 100
     assert figures["box_difference"] < 0.01
     assert figures["score_difference"] < 1e-4
+
+
+def test_an_fcos_of_mmdets_suppresses_by_itself() -> None:
+    with pytest.raises(UserError, match="other scores than it gives"):
+        graph_of(outgoing("fcos of mmdet", nms="out"), suppressed)
 
 
 @pytest.mark.parametrize("key", ["fcos", pytest.param("faster_rcnn", marks=pytest.mark.slow)])

@@ -199,7 +199,6 @@ def test_classes_are_named_once_each_and_all(place: Path) -> None:
 
 
 REFUSED = {
-    "bbox_head.conv_centerness.weight": "an FCOS, which has a factor for each level",
     "roi_head.bbox_head.0.fc_cls.weight": "a cascade",
     "bbox_head.shared_fcs.0.weight": "mmdet's first version",
     "roi_head.bbox_head.cls_convs.0.conv.weight": "more branches",

@@ -1,4 +1,4 @@
-"""mmdet's RetinaNet finds the same here as there, or is refused with the reason."""
+"""mmdet's RetinaNet and FCOS find the same here as there, or are refused with the reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from tests.detectors.scenes import SMALL, sample
-from tests.interchange.mmdet_one_stage_peer import RETINANET, OneStagePeer, RetinaPeer, mmdet_retinanet, pretrained
+from tests.interchange.mmdet_one_stage_peer import (
+    FCOS,
+    RETINANET,
+    TRICKS,
+    FCOSPeer,
+    OneStagePeer,
+    RetinaPeer,
+    mmdet_fcos,
+    mmdet_retinanet,
+    pretrained,
+)
 from tests.interchange.rebuilding import assert_same, noise, note_of
 from torchvision import tv_tensors
 
@@ -80,8 +90,18 @@ def test_what_retinanet_finds_is_what_mmdets_finds(place: Path, given: Any, sour
     same(ours.detector, RetinaPeer(content["state_dict"], source, relu))
 
 
-CONTENTS = {"retinanet": mmdet_retinanet}
-CLASSIFIERS = {"retinanet": "bbox_head.retina_cls"}
+@pytest.mark.parametrize(("norm", "on_reg"), [(False, False), (True, True), (False, True)])
+def test_what_fcos_finds_is_what_mmdets_finds(place: Path, norm: bool, on_reg: bool) -> None:
+    text = FCOS.replace("Head'", f"Head', norm_on_bbox={norm}, centerness_on_reg={on_reg}")
+    content = mmdet_fcos(f"{text}, nms=dict(type='nms', iou_threshold=0.6), score_thr=0.1", bias=on_reg, norm=norm)
+    ours = import_detector(place, content)
+    assert all(row.share == 1 for row in ours.report.rows.values() if row.size)
+    assert ours.detector.config()["options"]["score_threshold"] == 0.1
+    same(ours.detector, FCOSPeer(content["state_dict"], norm, on_reg, overlap=0.6))
+
+
+CONTENTS = {"retinanet": mmdet_retinanet, "fcos": lambda: mmdet_fcos(TRICKS, norm=True)}
+CLASSIFIERS = {"retinanet": "bbox_head.retina_cls", "fcos": "bbox_head.conv_cls"}
 
 
 @pytest.fixture(params=list(CONTENTS), scope="module")
@@ -136,8 +156,9 @@ def test_it_goes_out_to_mmdet_and_comes_in_again_equal(imported: Any, tmp_path: 
     assert "warning" not in done["check"]
     written = torch.load(tmp_path / "out" / "detector.pth", weights_only=True)["state_dict"]
     theirs = content["state_dict"]
-    assert written.keys() == theirs.keys()
     assert all(value.equal(written[name]) for name, value in theirs.items())
+    more = written.keys() - theirs.keys()  # the biases of 0 that an FCOS gets before its norms
+    assert all(name.endswith("conv.bias") and not written[name].any() for name in more)
     settings = (tmp_path / "out" / "config.py").read_text()
     assert "'start_level': 1" in settings
     # Whoever takes the tensors without our note learns from the settings what they are.
@@ -191,6 +212,13 @@ def test_a_file_with_one_wrong_prefix_is_refused(place: Path, kind: str, part: s
         assert error.report.missing
 
 
+def test_an_fcos_needs_the_factors_of_all_levels_and_the_norms_of_its_towers(place: Path) -> None:
+    content = mmdet_fcos(FCOS)
+    for gone in ("bbox_head.scales.3.", "bbox_head.reg_convs.1.gn.", "bbox_head.conv_centerness.bias"):
+        state = {name: value for name, value in content["state_dict"].items() if not name.startswith(gone)}
+        assert isinstance(refused(place, {**content, "state_dict": state}), NotTakenError)
+
+
 def test_half_the_names_other_widths_and_tensors_that_are_not_finite_are_refused(place: Path, kind: str) -> None:
     content = CONTENTS[kind]()
     state, tower = content["state_dict"], "bbox_head.reg_convs.0.conv.weight"
@@ -201,6 +229,24 @@ def test_half_the_names_other_widths_and_tensors_that_are_not_finite_are_refused
     assert "not finite" in refused(place, {**content, "state_dict": {**state, tower: state[tower] * torch.inf}}).message
     more = {**state, "neck.fpn_convs.5.conv.weight": torch.ones(64, 64, 3, 3)}
     assert "layers that ours does not have" in refused(place, {**content, "state_dict": more}).message
+
+
+def test_an_fcos_without_settings_is_refused_unless_they_are_named(tmp_path: Path) -> None:
+    torch.save(mmdet_fcos(""), tmp_path / "epoch_12.pth")
+    words: Any = {"file": str(tmp_path / "epoch_12.pth"), "out": str(tmp_path / "d.safetensors")}
+    with pytest.raises(UserError, match="don't tell norm_on_bbox and centerness_on_reg"):
+        import_weights(**words)
+    settings = tmp_path / "config.py"
+    for text, reason in (("_base_ = 'x.py'", "takes others in"), ("a = 1", "no head"), (None, "No such file")):
+        if text is not None:
+            settings.write_text(text)
+        with pytest.raises(UserError, match=reason):
+            import_weights(**words, settings=str(settings if text is not None else tmp_path / "y.py"))
+    settings.write_text(TRICKS)
+    import_weights(**words, settings=str(settings))
+    assert load_detector(words["out"])[0].config()["options"]["mmdet"]["norm_on_bbox"]
+    with pytest.raises(UserError, match="--settings is for detectors"):
+        import_weights(file=words["file"], out=str(tmp_path / "b"), part="backbone", settings=str(settings))
 
 
 SETTINGS = {

@@ -19,6 +19,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 __all__ = [
     "FCOS",
+    "CellGenerator",
     "ExactAnchorGenerator",
     "FCOSHead",
     "OneStageNet",
@@ -59,6 +60,8 @@ class UnroundedAnchorGenerator(ExactAnchorGenerator):
     torchvision rounds the corners of anchors, by up to half a pixel, and guesses the coarsest stride from the padding.
     """
 
+    offset = 0.0  # of an anchor's centre from the corner of its cell, in sides
+
     def __init__(self, sizes: tuple[tuple[float, ...], ...], ratios: tuple[float, ...], strides: list[int]) -> None:
         super().__init__(sizes, (ratios,) * len(sizes))
         self.strides = strides
@@ -74,12 +77,18 @@ class UnroundedAnchorGenerator(ExactAnchorGenerator):
         sides = torch.as_tensor(scales, dtype=dtype, device=device)
         roots = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()[:, None]
         halves = torch.stack([(sides / roots).flatten(), (sides * roots).flatten()], 1) / 2
-        return torch.cat([-halves, halves], 1)
+        return torch.cat([-halves, halves], 1) + self.offset * sides.repeat(len(aspect_ratios))[:, None]
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
         """The anchors (N, 4) xyxy px of each level."""
         known = [[torch.full_like(side, stride) for side in sides] for stride, sides in zip(self.strides, strides)]
         return super().grid_anchors(grid_sizes, known)
+
+
+class CellGenerator(UnroundedAnchorGenerator):
+    """Anchors around the centres of cells: of their sides, the cells themselves."""
+
+    offset = 0.5
 
 
 def retinanet_head(channels: int, anchors: int, num_classes: int, convs: int) -> RetinaNetHead:

@@ -8,14 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from torchvision.models.detection import RetinaNet
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.fcos import FCOSHead, FCOSRegressionHead
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from selfdet.detectors._torchvision import decoded
 
-__all__ = ["MMDetRetinaNet"]
+__all__ = ["MMDetFCOS", "MMDetFCOSHead", "MMDetRetinaNet"]
 
 
 class _FoundAsMMDet:
@@ -79,3 +81,70 @@ class MMDetRetinaNet(_FoundAsMMDet, RetinaNet):
     def __init__(self, *given: Any, **settings: Any) -> None:
         super().__init__(*given, **settings)
         self.box_coder = _BoundedBoxCoder((1.0, 1.0, 1.0, 1.0))
+
+
+class _MMDetRegressionHead(FCOSRegressionHead):
+    """FCOS's branch of boxes with a factor for each level; `tower` is that of the classes, for a centerness on it."""
+
+    tower: nn.Module | None
+
+    def __init__(self, channels: int, convs: int, strides: list[int], relu: bool, tower: nn.Module | None) -> None:
+        super().__init__(channels, 1, convs)
+        self.scales = nn.Parameter(torch.ones(len(strides)))
+        self.strides, self.relu = strides, relu
+        object.__setattr__(self, "tower", tower)  # not as a child: it is the other branch's
+
+    def of_level(self, level: int, x: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Distances (B, h · w, 4) in strides, float32 or double, and centerness (B, h · w, 1) of a level's map
+        (B, C, h, w); `seen`: what the tower of the classes makes of it."""
+        own = self.conv(x)
+        if self.tower is not None and seen is None:
+            seen = self.tower(x)
+        raw = self.bbox_reg(own)
+        moves = (raw if raw.dtype == torch.float64 else raw.float()) * self.scales[level]
+        distances = functional.relu(moves) if self.relu else moves.exp() / self.strides[level]
+        return _rows(distances), _rows(self.bbox_ctrness(own if seen is None or self.tower is None else seen))
+
+    def forward(self, x: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Distances (B, N, 4) and centerness (B, N, 1) of all levels."""
+        distances, centered = zip(*(self.of_level(level, features) for level, features in enumerate(x)))
+        return torch.cat(distances, 1), torch.cat(centered, 1)
+
+
+class MMDetFCOSHead(FCOSHead):
+    """FCOS's head as mmdet's: distances are exponentials, or with `norm_on_bbox` in strides, of outputs times a factor
+    of their level, and the centerness stands on either tower."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        convs: int,
+        strides: list[int],
+        norm_on_bbox: bool,
+        centerness_on_reg: bool,
+    ) -> None:
+        super().__init__(channels, 1, num_classes, num_convs=convs)
+        tower = None if centerness_on_reg else self.classification_head.conv
+        self.regression_head = _MMDetRegressionHead(channels, convs, strides, norm_on_bbox, tower)
+
+    def of_level(self, level: int, x: Tensor) -> dict[str, Tensor]:
+        """The outputs (B, h · w, …) of a level's map (B, C, h, w)."""
+        seen = self.classification_head.conv(x)
+        distances, centered = self.regression_head.of_level(level, x, seen)
+        logits = _rows(self.classification_head.cls_logits(seen))
+        return {"cls_logits": logits, "bbox_regression": distances, "bbox_ctrness": centered}
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """The outputs (B, N, …) of all levels."""
+        found = [self.of_level(level, features) for level, features in enumerate(x)]
+        return {name: torch.cat([each[name] for each in found], 1) for name in found[0]}
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(B, C, h, w) → (B, h · w, C)."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+class MMDetFCOS(_FoundAsMMDet, FCOS):
+    """FCOS that finds what mmdet's does."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from selfdet.detectors._torchvision import FCOS, ExactAnchorGenerator, FCOSHead
+from selfdet.detectors._torchvision import FCOS, CellGenerator, ExactAnchorGenerator, FCOSHead
+from selfdet.detectors._torchvision_mmdet import MMDetFCOS, MMDetFCOSHead
 from selfdet.detectors.anchors import level_sides
 from selfdet.detectors.batch_norm import apply_batch_norm
+from selfdet.detectors.mmdet import coarse_levels, mmdet_form
 from selfdet.detectors.network import Part
 from selfdet.detectors.one_stage import OneStage, check_one_stage, one_stage_parts, one_stage_settings
 from selfdet.models.backbones import Backbone
@@ -44,7 +48,7 @@ class FCOSDetector(OneStage):
 
     def parts(self, keep_box_outputs: bool = False) -> dict[str, Part]:
         """The backbone, the pyramid, the two towers and the three output layers."""
-        return one_stage_parts("(bbox_reg|bbox_ctrness)", keep_box_outputs)
+        return one_stage_parts("(bbox_reg|bbox_ctrness|scales)", keep_box_outputs)
 
     def config(self) -> dict[str, Any]:
         """Every one-stage detector's values and "center_sampling_radius", in anchor sides."""
@@ -62,18 +66,24 @@ def fcos(
     image_size: int = 640,
     score_threshold: float = 0.01,
     detections: int = 100,
+    mmdet: Mapping[str, Any] | None = None,
 ) -> FCOSDetector:
     """FCOS with centre sampling on a pyramid of strides 8 to 128 over `backbone`, its weights untouched.
 
     `batch_norm` rules the backbone's (`apply_batch_norm`): "train", "frozen" or "sync". `neck_norm` (None, "bn",
     "gn") goes into the pyramid. `image_size` is the long side (px) that images will have: it sets `anchor_sizes`;
     the radius of centre sampling stays 1.5 strides. `score_threshold` and `detections` bound an image's result.
+    `mmdet`: none for torchvision's network, or settings for mmdet's (`mmdet_form`). In that cells stand for their
+    centres and are as large as their stride whatever the `image_size`; distances have a factor for each level and come
+    through a ReLU or an exponential, the centerness from either tower; places are chosen by the class alone
+    (`score_threshold`) and score its product with the centerness; images are padded to the backbone's stride; boxes
+    without area are left out. Losses and assignment are torchvision's.
 
     Raises: UserError for values out of range.
     Source: Tian et al. 2019, FCOS; torchvision.models.detection.FCOS, whose classifier starts at probability 0.01.
     """
     check_one_stage(num_classes, backbone, fpn_channels, head_convs, image_size)
-    options = {
+    options: dict[str, Any] = {
         "fpn_channels": fpn_channels,
         "head_convs": head_convs,
         "batch_norm": batch_norm,
@@ -81,21 +91,45 @@ def fcos(
         "image_size": image_size,
         "score_threshold": score_threshold,
         "detections": detections,
+        "mmdet": mmdet_form("fcos", mmdet),
     }
-    body = BackboneWithFPN(backbone, fpn_channels, neck_norm, extra="p6p7")
-    sizes = anchor_sizes(image_size, body.strides)
-    net = FCOS(
+    form = options["mmdet"]
+    body = BackboneWithFPN(
+        backbone, fpn_channels, neck_norm, extra="p6p7", coarse=coarse_levels(form, normed=neck_norm is not None)
+    )
+    sizes = anchor_sizes(image_size, body.strides) if form is None else list(body.strides)
+    sides = tuple((size,) for size in sizes)
+    if form is None:
+        network, head = FCOS, FCOSHead(fpn_channels, 1, num_classes, num_convs=head_convs)
+        anchors = ExactAnchorGenerator(sides, ((1.0,),) * len(sizes))
+    else:
+        told = form["norm_on_bbox"], form["centerness_on_reg"]
+        network, head = MMDetFCOS, MMDetFCOSHead(fpn_channels, num_classes, head_convs, body.strides, *told)
+        anchors = CellGenerator(sides, (1.0,), body.strides)
+    net = network(
         body,
         num_classes,
-        anchor_generator=ExactAnchorGenerator(tuple((size,) for size in sizes), ((1.0,),) * len(sizes)),
-        head=FCOSHead(fpn_channels, 1, num_classes, num_convs=head_convs),
+        anchor_generator=anchors,
+        head=head,
         center_sampling_radius=1.5 * body.strides[0] / sizes[0],
         **one_stage_settings(backbone, body, options),
     )
-    nn.init.constant_(net.head.regression_head.bbox_reg.bias, FIRST_DISTANCE)
+    _start_boxes(net.head.regression_head, body.strides, form)
     detector = FCOSDetector(net, backbone, num_classes, options)
     apply_batch_norm(detector, batch_norm)
     return detector
+
+
+def _start_boxes(head: nn.Module, strides: list[int], form: Mapping[str, Any] | None) -> None:
+    """Let all distances begin at `FIRST_DISTANCE` sides of their anchors, exponentials by the factors of the levels."""
+    outputs: Any = head
+    first = [FIRST_DISTANCE] * len(strides)
+    if form is not None and not form["norm_on_bbox"]:
+        first = [math.log(FIRST_DISTANCE * stride) for stride in strides]
+    nn.init.constant_(outputs.bbox_reg.bias, first[0])
+    if form is not None:
+        with torch.no_grad():
+            outputs.scales.copy_(torch.tensor([each / first[0] for each in first]))
 
 
 def anchor_sizes(image_size: int, strides: list[int]) -> list[int]:

@@ -11,6 +11,13 @@ from selfdet.models.fpn import Coarse
 # By kind what may be said, under mmdet's names, and what holds where it isn't: all as in its published settings.
 FORMS: dict[str, dict[str, Any]] = {
     "retinanet": {"add_extra_convs": "on_input", "relu_before_extra_convs": False, "iou_threshold": 0.5},
+    "fcos": {
+        "add_extra_convs": "on_output",
+        "relu_before_extra_convs": True,
+        "norm_on_bbox": False,
+        "centerness_on_reg": False,
+        "iou_threshold": 0.5,
+    },
 }
 SOURCES = {"on_input": "c5", "on_output": "p5"}
 
@@ -20,7 +27,9 @@ def mmdet_form(kind: str, given: Mapping[str, Any] | None) -> dict[str, Any] | N
 
     `add_extra_convs`: whether the coarse levels are made of the backbone's last map ("on_input") or the pyramid's
     ("on_output"). `relu_before_extra_convs`: whether a ReLU stands before the last of them. `iou_threshold`: from which
-    overlap on a box suppresses another of its class.
+    overlap on a box suppresses another of its class. Of FCOS: `norm_on_bbox`, whether distances come through a ReLU
+    and in strides, or as exponentials; `centerness_on_reg`, whether the centerness stands on the tower of the boxes or
+    on that of the classes.
 
     Raises: UserError for a name or value that is none.
     """

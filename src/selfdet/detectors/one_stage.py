@@ -164,7 +164,7 @@ def _ids(matched: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
 def one_stage_parts(outputs: str, keep_box_outputs: bool) -> dict[str, Part]:
     """The backbone, the pyramid, the two towers and the layers behind them; `outputs` matches those that give boxes."""
     towers, classifier = r"head\.(classification|regression)_head\.conv\.", r"head\.classification_head\.cls_logits\."
-    boxes = rf"head\.regression_head\.{outputs}\."
+    boxes = rf"head\.regression_head\.{outputs}(\.|$)"
     body, connections = body_patterns(r"backbone\.body\.")
     return {
         "backbone": Part([body]),
@@ -183,7 +183,7 @@ def check_one_stage(num_classes: int, backbone: Backbone, fpn_channels: int, hea
 
 def one_stage_settings(backbone: Backbone, body: BackboneWithFPN, options: Mapping[str, Any]) -> dict[str, Any]:
     """What both of torchvision's networks are told of images and results; 320 px stay as they are."""
-    form = options.get("mmdet")
+    form = options["mmdet"]
     # mmdet pads to what the backbone needs: it knows the strides of its levels.
     return {
         **image_settings(backbone, body.strides[-2 if form is None else -3], options["image_size"]),

@@ -33,7 +33,6 @@ SHAPES = "shapes.txt"
 # Why a kind of detector is not what these libraries call so.
 REASONS = {
     "mmdet": {
-        "fcos": "mmdet's FCOS has its points at the centres of cells, torchvision's at their corners",
         **ONE_STAGE,
         "cascade_rcnn": "mmdet's cascade takes the mean of its stages' logits, ours that of their probabilities",
     },

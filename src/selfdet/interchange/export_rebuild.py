@@ -296,6 +296,7 @@ class Unrounded(AnchorGenerator):
     """Anchors as mmdet and detectron2 place them: not rounded to whole pixels, at the strides of the maps."""
 
     strides: list[int]
+    offset = 0.0  # of an anchor's centre from the corner of its cell, in sides
 
     def generate_anchors(
         self,
@@ -307,11 +308,17 @@ class Unrounded(AnchorGenerator):
         sides = torch.as_tensor(scales, dtype=dtype, device=device)
         roots = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()[:, None]
         halves = torch.stack([(sides / roots).flatten(), (sides * roots).flatten()], 1) / 2
-        return torch.cat([-halves, halves], 1)
+        return torch.cat([-halves, halves], 1) + self.offset * sides.repeat(len(aspect_ratios))[:, None]
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
         known = [[torch.full_like(side, stride) for side in sides] for stride, sides in zip(self.strides, strides)]
         return super().grid_anchors(grid_sizes, known)
+
+
+class Cells(Unrounded):
+    """The same around the centres of cells."""
+
+    offset = 0.5
 
 
 class Aligned(MultiScaleRoIAlign):
@@ -332,7 +339,8 @@ def anchors(config: dict[str, Any]) -> AnchorGenerator:
     """The anchors of each level."""
     sizes = tuple(tuple(level) for level in config["anchor_sizes"])
     exact = config.get("regions") == "exact" or config.get("mmdet") is not None
-    made = (Unrounded if exact else AnchorGenerator)(sizes, (tuple(config["aspect_ratios"]),) * len(sizes))
+    kind = Cells if exact and config["detector"] == "fcos" else Unrounded if exact else AnchorGenerator
+    made = kind(sizes, (tuple(config["aspect_ratios"]),) * len(sizes))
     made.strides = config["strides"]
     return made
 
@@ -375,6 +383,31 @@ class MMDetRetinaNet(FoundAsMMDet, RetinaNet):
     """RetinaNet that finds what mmdet's does."""
 
 
+class MMDetFCOS(FoundAsMMDet, FCOS):
+    """FCOS that finds what mmdet's does."""
+
+
+class MMDetFCOSHead(FCOSHead):
+    """FCOS's head as mmdet's: exponentials, or distances in strides, of outputs times a factor of their level; the
+    centerness stands on either tower."""
+
+    def __init__(self, channels: int, classes: int, convs: int, strides: list[int], form: dict[str, Any]) -> None:
+        super().__init__(channels, 1, classes, num_convs=convs)
+        self.strides, self.form = strides, form
+        self.regression_head.scales = nn.Parameter(torch.ones(len(strides)))
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        classes, boxes, found = self.classification_head, self.regression_head, []
+        for level, features in enumerate(x):
+            seen, own = classes.conv(features), boxes.conv(features)
+            moves = boxes.bbox_reg(own) * boxes.scales[level]
+            distances = moves.relu() if self.form["norm_on_bbox"] else moves.exp() / self.strides[level]
+            centered = boxes.bbox_ctrness(own if self.form["centerness_on_reg"] else seen)
+            found.append([each.flatten(2).transpose(1, 2) for each in (classes.cls_logits(seen), distances, centered)])
+        every = (torch.cat(each, 1) for each in zip(*found))
+        return dict(zip(("cls_logits", "bbox_regression", "bbox_ctrness"), every))
+
+
 def one_stage(config: dict[str, Any]) -> dict[str, Any]:
     """What FCOS and RetinaNet are both built with, at random."""
     width, form = config["fpn_channels"], config.get("mmdet")
@@ -393,8 +426,12 @@ def one_stage(config: dict[str, Any]) -> dict[str, Any]:
 
 def fcos(config: dict[str, Any]) -> FCOS:
     """FCOS, at random."""
-    head = FCOSHead(config["fpn_channels"], 1, len(config["classes"]), num_convs=config["head_convs"])
-    return FCOS(head=head, center_sampling_radius=config["center_sampling_radius"], **one_stage(config))
+    width, classes, convs = (config[name] for name in ("fpn_channels", "classes", "head_convs"))
+    form = config.get("mmdet")
+    settings = {"center_sampling_radius": config["center_sampling_radius"], **one_stage(config)}
+    if form is None:
+        return FCOS(head=FCOSHead(width, 1, len(classes), num_convs=convs), **settings)
+    return MMDetFCOS(head=MMDetFCOSHead(width, len(classes), convs, config["strides"], form), **settings)
 
 
 def retinanet(config: dict[str, Any]) -> RetinaNet:

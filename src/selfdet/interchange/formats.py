@@ -71,7 +71,8 @@ OPENSELFSUP = Format(
 )
 
 MMDET = Format(
-    "a RetinaNet, Faster or Mask R-CNN, equal in what it finds; of any other detector the backbone (`--part backbone`)",
+    "a RetinaNet, FCOS, Faster or Mask R-CNN, equal in what it finds; of any other detector the backbone "
+    "(`--part backbone`)",
     "nothing",
     ("backbone.",),
     (r"backbone\.", r"(roi_head|bbox_head|rpn_head)\."),
@@ -81,7 +82,7 @@ MMDET = Format(
 # In the order in which they are tried where nobody says which one it is: the telling names first.
 FORMATS: dict[str, Format] = {
     "aligndet": Format(
-        "backbone, pyramid, RPN and heads of the RetinaNet or R-CNN that it pre-trained; of another detector the "
+        "backbone, pyramid, RPN and heads of the RetinaNet, FCOS or R-CNN that it pre-trained; of another detector the "
         "backbone",
         "the teacher, and the last layers, which start afresh",
         ("online_backbone.backbone.",),

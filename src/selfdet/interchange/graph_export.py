@@ -53,6 +53,8 @@ def graph_of(given: Outgoing, suppress: Suppression) -> nn.Module:
     elif given.kind == "segmenter":
         graph = SegmenterGraph(network)
     elif isinstance(network, OneStage):
+        if not finds and network.key == "fcos" and network.options["mmdet"] is not None:
+            raise UserError("--nms out: this FCOS looks at places by other scores than it gives", "Leave --nms out")
         graph = OneStageGraph(network, suppress if finds else None)
     elif isinstance(network, TwoStage):
         if network.has_masks and not finds:
@@ -83,7 +85,9 @@ def taken_down(graph: nn.Module, name: str) -> torch.export.ExportedProgram:
     """
     step: int = graph.step  # type: ignore[assignment]
     least = shortest_side(graph) // step
-    height, width = (least + 2) * step, (least + 3) * step
+    # A map of one row or column would stay so: the trial has more of every map.
+    more = max(2, getattr(graph, "coarsest", step) // step)
+    height, width = (least + more) * step, (least + more + 1) * step
     images, rows = torch.export.Dim("images", min=1), torch.export.Dim("rows", min=least, max=MOST_STEPS)
     columns = torch.export.Dim("columns", min=least, max=MOST_STEPS)
     given: dict[str, tuple[Tensor, dict[int, Any]]] = {

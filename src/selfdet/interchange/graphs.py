@@ -63,10 +63,11 @@ class OneStageGraph(nn.Module):
         super().__init__()
         self.detector = detector
         self.step = detector.size_divisor
+        self.coarsest = detector.config()["strides"][-1]
         self.suppress = suppress
         self.outputs = FOUND if suppress else ("boxes", "scores")
         self.anchors = Anchors(detector.net.anchor_generator, detector.config())
-        self.mmdet = detector.options.get("mmdet") is not None
+        self.mmdet = detector.options["mmdet"] is not None
 
     def forward(self, images: Tensor, sizes: Tensor, threshold: Tensor | None = None) -> tuple[Tensor, ...]:
         detector, net = self.detector, self.detector.net
@@ -74,21 +75,31 @@ class OneStageGraph(nn.Module):
         maps = list(detector.neck(detector.body(tensor)).values())
         boxes, scores = [], []
         for level, features in enumerate(maps):
-            found = net.head([features])
+            found = net.head.of_level(level, features) if hasattr(net.head, "of_level") else net.head([features])
             anchors = self.anchors(level, features, tensor)
             likely = found["cls_logits"].sigmoid()
+            centered = found["bbox_ctrness"].sigmoid() if "bbox_ctrness" in found else torch.ones_like(likely[..., :1])
             if "bbox_ctrness" in found:
-                likely = (likely * found["bbox_ctrness"].sigmoid()).sqrt()
                 moved = from_distances(found["bbox_regression"], anchors)
             else:
                 moved = from_deltas(found["bbox_regression"], anchors, bounded=self.mmdet)
             moved = clipped(moved, sizes[:, None])
+            if self.mmdet:
+                # A factor of scores, which has no say in which places are looked at, goes along.
+                centered = centered * (moved[..., 2:] > moved[..., :2]).all(-1, keepdim=True)
+                moved = torch.cat([moved, centered], -1)
+            elif "bbox_ctrness" in found:
+                likely = (likely * centered).sqrt()
             boxes.append(moved)
-            scores.append(likely * (moved[..., 2:] > moved[..., :2]).all(-1, keepdim=True) if self.mmdet else likely)
+            scores.append(likely)
         if self.suppress is None or threshold is None:
-            return torch.cat(boxes, 1), torch.cat(scores, 1)
+            places, likely = torch.cat(boxes, 1), torch.cat(scores, 1)
+            return places[..., :4], likely * places[..., 4:] if self.mmdet else likely
         kept = [best_of(*level, CANDIDATES) for level in zip(boxes, scores)]
         places, likely, labels = (torch.cat(each, 1) for each in zip(*kept))
+        if self.mmdet:
+            likely, threshold = likely * (likely > threshold) * places[..., 4], 0 * threshold
+            places = places[..., :4]
         left = self.suppress(places, likely, labels, threshold, net.detections_per_img, net.nms_thresh)
         rows, columns = left[:, 0], left[:, 1]
         return places[rows, columns], likely[rows, columns], labels[rows, columns], rows
@@ -148,10 +159,10 @@ def clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def best_of(boxes: Tensor, scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of boxes (B, N, 4) with scores (B, N, K) the `most` pairs of box and class with the highest: boxes (B, n, 4),
+    """Of boxes (B, N, D) with scores (B, N, K) the `most` pairs of box and class with the highest: boxes (B, n, D),
     scores (B, n) and labels (B, n) int64."""
     classes = scores.shape[2]
     flat = scores.flatten(1)
     best, places = flat.topk(torch.sym_min(most, flat.shape[1]), 1)
-    rows = (places // classes)[..., None].expand(-1, -1, 4)
+    rows = (places // classes)[..., None].expand(-1, -1, boxes.shape[2])
     return boxes.gather(1, rows), best, places % classes

@@ -2,7 +2,7 @@
 
 mmdet's facts, against torchvision's: its background is the last class and not the first, its box and mask layers have
 no rows for the background, its anchors are not rounded and its regions are pooled half a pixel on (`regions="exact"`).
-The order of anchors, the coding of boxes, strides and levels are the same. `mmdet_one_stage` has what is RetinaNet's.
+The order of anchors, the coding of boxes, strides and levels are the same. `mmdet_one_stage` has the rest.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from selfdet.interchange.mmdet_shared import (
     NECK,
     Table,
     norm_of,
+    read_settings,
     refuse_settings,
     renamed_by,
     settings_text,
@@ -51,11 +52,6 @@ FULL_SCALE = 784  # px from which on our anchors are as large as in the papers
 # Why what has these names is no detector of ours, the first that matches.
 REASONS = (
     (r"roi_head\.bbox_head\.0\.", "a cascade; of mmdet's two-stage detectors only Faster and Mask R-CNN are taken"),
-    (
-        r"bbox_head\.conv_centerness",
-        "an FCOS, which has a factor for each level, exponentials of distances and cells at their centres there, and "
-        "none of these in torchvision's",
-    ),
     (r"bbox_head\.shared_fcs", "a detector of mmdet's first version, whose classes and regions are others"),
     (r"roi_head\.(bbox_head\.(cls|reg)_(fcs|convs)|grid_|semantic_|mask_iou)", "an R-CNN with more branches than ours"),
 )
@@ -106,11 +102,13 @@ def import_detector(
     pixels: Pixels | None = None,
     classes: Sequence[str] | None = None,
     image_size: int | None = None,
+    settings: Path | None = None,
 ) -> ImportedDetector:
-    """The RetinaNet, Faster or Mask R-CNN in a checkpoint of mmdet 2 or 3, or the one that AlignDet pre-trained.
+    """The RetinaNet, FCOS, Faster or Mask R-CNN in a checkpoint of mmdet 2 or 3, or one that AlignDet pre-trained.
 
     `name`: the backbone's, where its shapes don't tell. `pixels`: as of `import_backbone`. `classes`: names of its
     classes where the file has none, or others. `image_size`: the long side (px) that images will be resized to.
+    `settings`: a file with those of its training, in place of what the file itself has of them.
     Of AlignDet's the last layers, which tell its pseudo classes, start afresh with one class.
 
     Raises: UserError for a detector that torchvision's networks cannot be; NotTakenError where not every tensor fits.
@@ -137,7 +135,7 @@ def import_detector(
             f"Use at least {FULL_SCALE}",
         )
 
-    text = settings_text(content)
+    text = settings_text(content) if settings is None else read_settings(settings)
     if pixels is None and re.search(CAFFE, text):
         raise UserError(f"{path}: its settings say style='caffe': blue first in 0…255", "Add --pixels caffe")
     body, said = renamed(
@@ -161,14 +159,14 @@ def import_detector(
         refuse_settings(path, text, SETTINGS)
         rest = rest if pretrained else _background_first(rest, len(names))
         options = {**_options(path, rest), "regions": "exact"}
-        written: dict[str, Any] = {"regions": "rounded"}
+        if own:  # a file that selfdet wrote says of what kind its network was
+            options = {**own["options"], **options, "regions": own["options"].get("regions", "rounded")}
     else:
-        key, written = kind, {"mmdet": None}
-        options, more = one_stage_options(kind, path, rest, backbone.channels[-1], text)
+        key, known = kind, pretrained or bool(own)
+        options, more = one_stage_options(kind, path, rest, backbone.channels[-1], text, known)
         said = [*said, *([] if own else more)]
+        options |= own.get("options", {})
     options["image_size"] = size
-    if own:  # a file that selfdet wrote says of what kind its network was
-        options = {**own["options"], **options, **{each: own["options"].get(each, written[each]) for each in written}}
     ours = {**{f"backbone.body.{each}": value for each, value in body.items()}, **rest}
     with torch.device("meta"):
         shapes = DETECTORS[key](len(names), build_backbone(backbone.name), **options)

@@ -1,4 +1,4 @@
-"""mmdet's RetinaNet as ours: its names, and which of mmdet's networks it is, by shapes and settings."""
+"""mmdet's RetinaNet and FCOS as ours: its names, and which of mmdet's networks it is, by shapes and settings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from selfdet.detectors.mmdet import FORMS
+from selfdet.errors import UserError
 from selfdet.interchange.architectures import State
 from selfdet.interchange.mmdet_shared import (
     FIRST_LATERAL,
     IS,
     NECK,
+    WHOLE,
     Table,
     norm_of,
     refuse_settings,
@@ -23,7 +25,7 @@ from selfdet.interchange.mmdet_shared import (
     told,
 )
 
-SIGNS = {"retinanet": r"bbox_head\.retina_(cls|reg)\."}
+SIGNS = {"retinanet": r"bbox_head\.retina_(cls|reg)\.", "fcos": r"bbox_head\.conv_centerness\."}
 # Of five levels the last two; in our pyramid they stand apart.
 COARSE: Table = (
     (r"backbone\.fpn\.layer_blocks\.3\.", "backbone.fpn.extra_blocks.p6."),
@@ -41,9 +43,19 @@ HEADS: dict[str, Table] = {
         (r"bbox_head\.retina_cls\.", "head.classification_head.cls_logits."),
         (r"bbox_head\.retina_reg\.", "head.regression_head.bbox_reg."),
     ),
+    "fcos": (
+        *TOWERS,
+        (r"bbox_head\.conv_cls\.", "head.classification_head.cls_logits."),
+        (r"bbox_head\.conv_reg\.", "head.regression_head.bbox_reg."),
+        (r"bbox_head\.conv_centerness\.", "head.regression_head.bbox_ctrness."),
+    ),
 }
+# In FCOS's towers a convolution, a norm and a ReLU are in a row, and the factors of its levels are one tensor.
+LAYER = re.compile(r"(head\.\w+\.conv)\.(\d+)\.(conv|gn)\.(weight|bias)")
+SCALES, LEVELS = "head.regression_head.scales", 5
 CLASSIFIER = "head.classification_head.cls_logits."
-ANCHORS = {"retinanet": 9}  # of a cell
+ANCHORS = {"retinanet": 9, "fcos": 1}  # of a cell
+SCORE = 0.05  # above which mmdet looks at a place
 # What settings may say that makes it another network than the one of these names.
 SETTINGS: Table = (
     (
@@ -64,7 +76,7 @@ SETTINGS: Table = (
 
 
 def one_stage_kind(state: Mapping[str, Tensor]) -> str | None:
-    """ "retinanet" where these are its names, of mmdet; None of anything else."""
+    """The key of the detector whose names, of mmdet, these are; None where they are of no one-stage one."""
     return next((kind for kind, sign in SIGNS.items() if any(re.match(sign, name) for name in state)), None)
 
 
@@ -73,7 +85,27 @@ def renamed_one_stage(kind: str, state: State, pretrained: bool) -> State:
     normed = any(re.match(r"neck\.fpn_convs\.\d+\.(bn|gn)\.", name) for name in state)
     table = (*NECK, *COARSE, *(() if normed else PLAIN), *HEADS[kind])
     made = {renamed_by(table, name): value for name, value in state.items()}
+    if kind == "fcos":
+        made = _in_rows(made)
     return {name: value for name, value in made.items() if not (pretrained and name.startswith(CLASSIFIER))}
+
+
+def _in_rows(state: State) -> State:
+    """FCOS's towers and factors; convolutions that have no biases anywhere, as before norms, get biases of 0."""
+    made: State = {}
+    convolutions: State = {}
+    for name, value in state.items():
+        layer = LAYER.fullmatch(name)
+        own = name if layer is None else f"{layer[1]}.{3 * int(layer[2]) + (layer[3] == 'gn')}.{layer[4]}"
+        made[own] = value
+        if layer is not None and layer[3] == "conv":
+            convolutions[own] = value
+    if not any(name.endswith(".bias") for name in convolutions):
+        made |= {name.removesuffix("weight") + "bias": torch.zeros(len(v)) for name, v in convolutions.items()}
+    scales = [f"bbox_head.scales.{level}.scale" for level in range(LEVELS)]
+    if all(name in made and made[name].dim() == 0 for name in scales):
+        made[SCALES] = torch.stack([made.pop(name) for name in scales])
+    return made
 
 
 def class_count(kind: str, state: Mapping[str, Tensor]) -> int:
@@ -82,28 +114,38 @@ def class_count(kind: str, state: Mapping[str, Tensor]) -> int:
 
 
 def one_stage_options(
-    kind: str, path: Path, state: Mapping[str, Tensor], coarsest: int, text: str
+    kind: str, path: Path, state: Mapping[str, Tensor], coarsest: int, text: str, known: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """What the builder has to know, of names, shapes and settings (`text`), and a line about what none of them tells.
 
-    `coarsest`: channels of the backbone's last map. Raises: UserError for settings of another network.
+    `coarsest`: channels of the backbone's last map. `known`: whether it is known whose it is, AlignDet's or our own.
+    Raises: UserError for settings of another network, and for an FCOS without any.
     """
     refuse_settings(path, text, SETTINGS)
-    form, said = _form(kind, state, coarsest, text)
+    whole = re.search(WHOLE, text) is not None
+    if kind == "fcos" and not whole and not known:
+        raise UserError(
+            f"{path} has no settings, and an FCOS's tensors don't tell norm_on_bbox and centerness_on_reg",
+            "Name those of its training, the config.py in mmdet's work directory, with --settings",
+        )
+    form = _form(kind, state, coarsest, text, whole)
     width = state.get(f"{FIRST_LATERAL}0.weight", torch.empty(256)).shape[0]
-    towers = [re.match(r"head\.classification_head\.conv\.(\d+)\.0\.", name) for name in state]
-    depth = max((int(found[1]) for found in towers if found), default=3) + 1
-    options = {
+    layers = [re.match(r"head\.classification_head\.conv\.(\d+)\.", name) for name in state]
+    last = max((int(found[1]) for found in layers if found), default=0)
+    options: dict[str, Any] = {
         "fpn_channels": width,
         "neck_norm": norm_of(state, f"{FIRST_LATERAL}1."),
-        "head_convs": depth,
+        "head_convs": 1 + (last // 3 if kind == "fcos" else last),
         "mmdet": form,
     }
-    return options, said
+    if kind == "fcos":  # whose threshold decides which boxes suppress others
+        score = re.search(rf"\bscore_thr{IS}(0?\.\d+)", text)
+        options["score_threshold"] = float(score[1]) if score else SCORE
+    return options, [] if whole else ["the file has no settings of its network: taken as mmdet's published ones"]
 
 
-def _form(kind: str, state: Mapping[str, Tensor], coarsest: int, text: str) -> tuple[dict[str, Any], list[str]]:
-    form, said = dict(FORMS[kind]), []
+def _form(kind: str, state: Mapping[str, Tensor], coarsest: int, text: str, whole: bool) -> dict[str, Any]:
+    form = dict(FORMS[kind])
     width = state.get(f"{FIRST_LATERAL}0.weight", torch.empty(256)).shape[0]
     # Two widths tell where the coarse levels come from; one doesn't.
     first = next((v for n, v in state.items() if re.match(r"backbone\.fpn\.extra_blocks\.p6\.(0\.)?weight", n)), None)
@@ -113,8 +155,7 @@ def _form(kind: str, state: Mapping[str, Tensor], coarsest: int, text: str) -> t
         form["add_extra_convs"] = "on_output" if source == "on_output" else "on_input"
     overlap = re.search(rf"\bnms{IS}(?:dict\(|\{{)[^)}}]*iou_thr(?:eshold)?{IS}(0?\.\d+)", text)
     form["iou_threshold"] = float(overlap[1]) if overlap else form["iou_threshold"]
-    if not re.search(r"Head['\"]", text):
-        said = ["the file has no settings of its network: taken as mmdet's published ones"]
-    else:  # whole settings, where what is not said is as mmdet's classes have it
-        form["relu_before_extra_convs"] = told(text, "relu_before_extra_convs") in ("True", "true")
-    return form, said
+    for name in ("relu_before_extra_convs", "norm_on_bbox", "centerness_on_reg"):
+        if whole and name in form:  # what whole settings don't say is as mmdet's classes have it
+            form[name] = told(text, name) in ("True", "true")
+    return form

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from selfdet.data.untrusted import read_lines
 from selfdet.errors import UserError, shown
 
 Table = tuple[tuple[str, str], ...]
@@ -22,6 +23,8 @@ NECK: Table = (
 )
 FIRST_LATERAL = "backbone.fpn.inner_blocks.0."
 IS = r"['\"]?\s*[=:]\s*"  # between a setting's name and its value, in Python or JSON
+
+WHOLE = r"\w+Head['\"]"  # what settings have that say what a detector is made of
 
 
 def renamed_by(table: Table, name: str) -> str:
@@ -43,6 +46,23 @@ def settings_text(content: Mapping[str, Any]) -> str:
     meta = content.get("meta")
     texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, Mapping) else []
     return "\n".join(each for each in texts if isinstance(each, str))
+
+
+def read_settings(path: Path) -> str:
+    """The settings in a file of mmdet's, as text: nothing in it is executed.
+
+    Raises: UserError for a file that is no text, not whole, or of something else.
+    """
+    hint = "Name the config.py that mmdet wrote into the work directory of the training"
+    try:
+        text = "\n".join(read_lines(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--settings {path}: {getattr(error, 'strerror', None) or error}", hint) from None
+    if re.search(rf"\b_base_{IS}", text):
+        raise UserError(f"--settings {path} takes others in (_base_), so that not all of them are there", hint)
+    if not re.search(WHOLE, text):
+        raise UserError(f"--settings {path} has no head of a detector", hint)
+    return text
 
 
 def refuse_settings(path: Path, text: str, reasons: Table) -> None:

@@ -33,6 +33,7 @@ def import_weights(
     pixels: Pixels | None = None,
     classes: list[str] | None = None,
     image_size: int | None = None,
+    settings: str | None = None,
 ) -> dict[str, Any]:
     """Make a weights file of another program one that `--init` and `--backbone-weights` take.
 
@@ -52,7 +53,8 @@ def import_weights(
             caffe, blue first in 0…255 with the mean taken off. What isn't rgb becomes so, in the first convolution.
             rgb if not given; files of detectron2 are of every kind, and need it.
         classes: names of a detector's classes, where the file doesn't name them.
-        image_size: long side (px) that a detector's images will have, at least 784; 1333 if not given.
+        image_size: long side (px) that a detector's images will have, of an R-CNN at least 784; 1333 if not given.
+        settings: the config.py of mmdet's training of a detector, where the file itself has none: an FCOS needs it.
 
     Raises: UserError when the file is missing, damaged, of another format or another network, or not finite, and when
     `out` exists.
@@ -70,8 +72,8 @@ def import_weights(
     of_detector = part == "detector" if key == "detectron2" else key in DETECTOR_FORMATS and part != "backbone"
     if part == "detector" and not of_detector:
         raise UserError(f"--part detector: {NO_FORMAT if key is None else key} files give a backbone", "Leave it out")
-    if not of_detector and (classes is not None or image_size is not None):
-        flag = "--classes" if classes is not None else "--image-size"
+    given = {"--classes": classes, "--image-size": image_size, "--settings": settings}
+    if flag := next((each for each in given if not of_detector and given[each] is not None), None):
         raise UserError(f"{flag} is for detectors, and this gives a backbone", "Leave it out")
     about = {"file": source.name, "format": key, "pixels": pixels or "rgb", "sha256": _sha256(source)}
     taken: Imported | ImportedDetector
@@ -81,7 +83,13 @@ def import_weights(
                 check_pixels(source, key, pixels)
                 content = as_mmdet(content)
             taken = import_detector(
-                source, content, name=backbone, pixels=pixels, classes=classes, image_size=image_size
+                source,
+                content,
+                name=backbone,
+                pixels=pixels,
+                classes=classes,
+                image_size=image_size,
+                settings=None if settings is None else expanded(settings),
             )
             name, state, note = _described(taken)
         elif part == "pretraining":
