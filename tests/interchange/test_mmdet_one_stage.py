@@ -189,6 +189,7 @@ def test_of_aligndets_file_the_classifier_alone_starts_afresh(kind: str, tmp_pat
     assert shares == {"backbone": True, "neck": True, "head": True, "last": False}
     detector, note = load_detector(str(tmp_path / "d.safetensors"))
     assert note["method"] == "aligndet"
+    assert note["options"]["score_threshold"] == 0.01  # ours: there are no detections yet to be equal
     given = content["state_dict"]["online_backbone.bbox_head.reg_convs.0.conv.weight"]
     assert any(value.shape == given.shape and value.equal(given) for value in detector.net.state_dict().values())
 

@@ -22,7 +22,8 @@ from selfdet.interchange.export_check import ExportMismatchError
 from selfdet.interchange.export_mmdet_one_stage import REASONS as ONE_STAGE
 from selfdet.interchange.export_mmdet_one_stage import is_mmdets, one_stage_model, one_stage_state
 from selfdet.interchange.imports import import_backbone, read_content
-from selfdet.interchange.mmdet import BOXES, CLASSES, FULL_SCALE, MASKS, SELFDET, import_detector
+from selfdet.interchange.mmdet import SELFDET, import_detector
+from selfdet.interchange.mmdet_rcnn import BOXES, CLASSES, FULL_SCALE, MASKS
 from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.models.backbones import Backbone
 from selfdet.training.rundir import write_text

@@ -71,7 +71,7 @@ OPENSELFSUP = Format(
 )
 
 MMDET = Format(
-    "a RetinaNet, FCOS, Faster or Mask R-CNN, equal in what it finds; of any other detector the backbone "
+    "a DETR, RetinaNet, FCOS, Faster or Mask R-CNN, equal in what it finds; of any other detector the backbone "
     "(`--part backbone`)",
     "nothing",
     ("backbone.",),

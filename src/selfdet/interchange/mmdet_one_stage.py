@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ from selfdet.interchange.mmdet_shared import (
     IS,
     NECK,
     WHOLE,
+    Given,
+    Reading,
     Table,
     norm_of,
     refuse_settings,
@@ -75,12 +76,21 @@ SETTINGS: Table = (
 )
 
 
-def one_stage_kind(state: Mapping[str, Tensor]) -> str | None:
-    """The key of the detector whose names, of mmdet, these are; None where they are of no one-stage one."""
-    return next((kind for kind, sign in SIGNS.items() if any(re.match(sign, name) for name in state)), None)
+def read_one_stage(given: Given) -> Reading | None:
+    """The RetinaNet or FCOS that these names, of mmdet, are of; None where they are of neither.
+
+    Raises: UserError for settings of another network, and for an FCOS without any.
+    """
+    kind = next((kind for kind, sign in SIGNS.items() if any(re.match(sign, name) for name in given.state)), None)
+    if kind is None:
+        return None
+    state = _renamed(kind, given.state, given.pretrained)
+    options, said = _options(kind, given, state)
+    said, options = [] if given.own else said, options | given.own.get("options", {})
+    return Reading(kind, state, _class_count(kind, state), options, said, keep_box_outputs=True)
 
 
-def renamed_one_stage(kind: str, state: State, pretrained: bool) -> State:
+def _renamed(kind: str, state: State, pretrained: bool) -> State:
     """Tensors under our names; of what was only pre-trained, without what it had for a classifier."""
     normed = any(re.match(r"neck\.fpn_convs\.\d+\.(bn|gn)\.", name) for name in state)
     table = (*NECK, *COARSE, *(() if normed else PLAIN), *HEADS[kind])
@@ -108,27 +118,23 @@ def _in_rows(state: State) -> State:
     return made
 
 
-def class_count(kind: str, state: Mapping[str, Tensor]) -> int:
+def _class_count(kind: str, state: Mapping[str, Tensor]) -> int:
     """Of how many classes the classifier is; −1 where there is none."""
     return len(state[f"{CLASSIFIER}bias"]) // ANCHORS[kind] if f"{CLASSIFIER}bias" in state else -1
 
 
-def one_stage_options(
-    kind: str, path: Path, state: Mapping[str, Tensor], coarsest: int, text: str, known: bool
-) -> tuple[dict[str, Any], list[str]]:
-    """What the builder has to know, of names, shapes and settings (`text`), and a line about what none of them tells.
-
-    `coarsest`: channels of the backbone's last map. `known`: whether it is known whose it is, AlignDet's or our own.
-    Raises: UserError for settings of another network, and for an FCOS without any.
-    """
+def _options(kind: str, given: Given, state: State) -> tuple[dict[str, Any], list[str]]:
+    """What the builder has to know, of names, shapes and settings, and a line about what none of them tells."""
+    path, text = given.path, given.text
     refuse_settings(path, text, SETTINGS)
     whole = re.search(WHOLE, text) is not None
+    known = given.pretrained or bool(given.own)  # AlignDet's, or written by ourselves
     if kind == "fcos" and not whole and not known:
         raise UserError(
             f"{path} has no settings, and an FCOS's tensors don't tell norm_on_bbox and centerness_on_reg",
             "Name those of its training, the config.py in mmdet's work directory, with --settings",
         )
-    form = _form(kind, state, coarsest, text, whole)
+    form = _form(kind, state, given.coarsest, text, whole)
     width = state.get(f"{FIRST_LATERAL}0.weight", torch.empty(256)).shape[0]
     layers = [re.match(r"head\.classification_head\.conv\.(\d+)\.", name) for name in state]
     last = max((int(found[1]) for found in layers if found), default=0)
@@ -138,7 +144,7 @@ def one_stage_options(
         "head_convs": 1 + (last // 3 if kind == "fcos" else last),
         "mmdet": form,
     }
-    if kind == "fcos":  # whose threshold decides which boxes suppress others
+    if kind == "fcos" and not known:  # its threshold decides which boxes suppress others
         score = re.search(rf"\bscore_thr{IS}(0?\.\d+)", text)
         options["score_threshold"] = float(score[1]) if score else SCORE
     return options, [] if whole else ["the file has no settings of its network: taken as mmdet's published ones"]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from selfdet.data.untrusted import read_lines
 from selfdet.errors import UserError, shown
+from selfdet.interchange.architectures import State
 
 Table = tuple[tuple[str, str], ...]
+IMAGE_SIZE = 1333  # px, mmdet's usual long side
 # Why a file is not taken as a detector is said with this.
 BACKBONE_ALONE = "Take its backbone alone, with --part backbone"
 NECK: Table = (
@@ -76,3 +78,31 @@ def told(text: str, name: str) -> str | None:
     """The word or number that settings give a name, without quotes; None where they don't have it."""
     found = re.search(rf"\b{name}{IS}['\"]?([\w.]+)", text)
     return found[1] if found else None
+
+
+class Given(NamedTuple):
+    """What a reader is given: tensors by mmdet's names but for the backbone's, whether they were only `pretrained`, the
+    `text` of settings, the note (`own`) of a file of ours, the long side of images (px), and how many channels the
+    backbone's last map has."""
+
+    path: Path
+    state: State
+    pretrained: bool
+    text: str
+    own: dict[str, Any]
+    image_size: int
+    coarsest: int
+
+
+class Reading(NamedTuple):
+    """What a reader makes of it: the `key` of a detector, its tensors by our names, how many `classes` it tells apart
+    (−1 if unknown), the builder's `options`, what is to be `said`, what stands before the backbone's own names (`body`)
+    and whether its layers that give boxes are kept of what was only pre-trained."""
+
+    key: str
+    state: State
+    classes: int
+    options: dict[str, Any]
+    said: Sequence[str] = ()
+    body: str = "backbone.body."
+    keep_box_outputs: bool = False

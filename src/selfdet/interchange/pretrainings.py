@@ -142,7 +142,7 @@ def _whole(path: Path, taken: Imported, ours: State) -> Pretraining:
     report = transfer(shapes, bare, parts, expect=())
     try:
         transfer(shapes, ours, parts, expect=parts, minimum=1.0, source=str(path))
-    except UserError as error:
+    except UserError:
         wrong = [*(f"{name} is missing" for name in report.missing), *report.mismatched]
         if wrong:  # the names here are ours already: no prefix of the file's is to be changed
             more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
