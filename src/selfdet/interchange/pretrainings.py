@@ -142,12 +142,13 @@ def _whole(path: Path, taken: Imported, ours: State) -> Pretraining:
     report = transfer(shapes, bare, parts, expect=())
     try:
         transfer(shapes, ours, parts, expect=parts, minimum=1.0, source=str(path))
-    except UserError:
+    except UserError as error:
         wrong = [*(f"{name} is missing" for name in report.missing), *report.mismatched]
-        if wrong:  # the names here are ours already: no prefix of the file's is to be changed
-            more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
-            error = UserError(f"{path} is not whole: {wrong[0]}{more}", BACKBONE_ALONE)
-        raise NotTakenError(error, report) from None
+        if not wrong:
+            raise NotTakenError(error, report) from None
+        # The names here are ours already: no prefix of the file's is to be changed.
+        more = f", and {len(wrong) - 1} more" if wrong[1:] else ""
+        raise NotTakenError(UserError(f"{path} is not whole: {wrong[0]}{more}", BACKBONE_ALONE), report) from None
     taken.report = report
     taken.left = []
     return Pretraining(taken, full_tensors(shapes.state_dict(), ours), "densecl" if dense else "moco", dim, length)
