@@ -11,7 +11,7 @@ from selfdet.errors import UserError
 from selfdet.interchange.export_backbone import fresh_modules, open_backbone, write_backbone
 from selfdet.interchange.starts import resolve_start, save_backbone
 from selfdet.interchange.weights import read_weights, write_safetensors
-from selfdet.models.backbones import build_backbone
+from selfdet.models.backbones import build_backbone, evaluating
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,20 @@ def test_the_library_loads_the_file_and_misses_only_what_lies_behind_the_maps(tm
     assert result.unexpected_keys == []
     assert result.missing_keys == absent
     assert all(missing.startswith(tuple(fresh_modules(backbone))) for missing in absent)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+def test_an_opened_backbone_sees_what_the_saved_one_saw(tmp_path, name):
+    """Also where the network has numbers that no file has, such as a Swin's places in a window."""
+    backbone = build_backbone(name)
+    save_backbone(tmp_path / "backbone.safetensors", backbone, {})
+    again = open_backbone(resolve_start(str(tmp_path / "backbone.safetensors")))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad(), evaluating(backbone), evaluating(again):
+        ours, theirs = again(images), backbone(images)
+    assert all(torch.equal(ours[level], theirs[level]) for level in theirs)
+    # Whoever builds a network afterwards gets one with weights.
+    assert not any(parameter.is_meta for parameter in build_backbone("resnet18").parameters())
 
 
 def test_the_exported_file_is_a_start_again(tmp_path):

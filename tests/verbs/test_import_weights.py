@@ -65,8 +65,12 @@ def test_a_checkpoint_becomes_a_start_and_goes_out_again(
 def test_every_format_goes_out_to_its_library(tmp_path: Path, key: str) -> None:
     torch.save(FILES[key][0](), tmp_path / "weights.pth")
     made = import_weights(
-        file=str(tmp_path / "weights.pth"), out=str(tmp_path / "w.safetensors"), format=key, pixels="rgb"
-    )  # type: ignore[arg-type]
+        file=str(tmp_path / "weights.pth"),
+        out=str(tmp_path / "w.safetensors"),
+        format=key,  # type: ignore[arg-type]
+        pixels="rgb",
+        part="backbone",
+    )
     to = "torchvision" if made["backbone"] == "resnet18" else "timm"
     done = export(init=str(tmp_path / "w.safetensors"), to=to, out=str(tmp_path / "exported"))  # type: ignore[arg-type]
     assert done["check"]["largest_difference"] < 1e-6

@@ -15,7 +15,7 @@ from selfdet.interchange.export_check import check_backbone
 from selfdet.interchange.export_words import map_differences
 from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.starts import Start, save_backbone
-from selfdet.models.backbones import Backbone, build_backbone
+from selfdet.models.backbones import Backbone, build_backbone, without_weights
 from selfdet.training.rundir import write_text
 
 WEIGHTS, PROGRAM = "backbone.safetensors", "load.py"
@@ -69,7 +69,7 @@ def open_backbone(start: Start) -> Backbone:
             f"{start.source} does not say which network its weights belong to",
             "Export a run made by pretrain or finetune, or a weights file of one",
         )
-    with torch.device("meta"):  # without memory: the start's own tensors become the network's
+    with without_weights():  # the start's own tensors become the network's
         backbone = build_backbone(name)
     try:
         backbone.net.load_state_dict(start.state, assign=True)

@@ -137,6 +137,24 @@ def nearest_names(name: str) -> list[str]:
 
 
 @contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, parameters of new networks are on the meta device, without memory, and are to be assigned. Buffers are
+    real: some that no file has, as a Swin's places in a window, are computed where a network is built."""
+    register = nn.Module.register_parameter
+
+    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_empty  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+@contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, each submodule's own mode again after."""
     modes = [(child, child.training) for child in module.modules()]
