@@ -19,7 +19,7 @@ from tests.methods.tiny import view_batch
 
 from selfdet.data.sample import Sample
 from selfdet.detectors.zoo import DETECTORS
-from selfdet.interchange import export_rebuild
+from selfdet.interchange.companions import rebuild
 from selfdet.interchange.export_check import compare_detections
 from selfdet.interchange.export_detector import write_detector
 from selfdet.interchange.outgoing import Outgoing
@@ -177,5 +177,5 @@ def exported(row: Row, folder: Path, detector: Any, note: dict[str, Any], found:
         return
     write_detector(folder, detector, note)
     with torch.no_grad():
-        theirs = export_rebuild.build(folder)([labelled(False, 2).image.float() / 255])
+        theirs = rebuild.build(folder)([labelled(False, 2).image.float() / 255])
     compare_detections(found, theirs)

@@ -5,7 +5,7 @@ from torchvision import tv_tensors
 
 from selfdet.data.labelled import resize_sample
 from selfdet.data.sample import plain_sample
-from selfdet.interchange import export_rebuild
+from selfdet.interchange.companions import rebuild
 from selfdet.interchange.export_detector import write_detector
 
 
@@ -39,7 +39,7 @@ def seen(detector):
 def rebuilt(detector, folder):
     """torchvision's network of the exported detector."""
     write_detector(folder, detector, note_of(detector))
-    return export_rebuild.build(folder)
+    return rebuild.build(folder)
 
 
 def own(detector, image, size):

@@ -2,7 +2,6 @@
 
 import ast
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,8 @@ from selfdet.data.images import read_image
 from selfdet.data.labelled import resize_sample
 from selfdet.data.sample import boxes_xyxy, plain_sample
 from selfdet.detectors.zoo import DETECTORS
-from selfdet.interchange import export_rebuild
+from selfdet.interchange.companions import rebuild
+from selfdet.interchange.companions.texts import text_of
 from selfdet.interchange.export_detector import describe, write_detector
 from selfdet.interchange.starts import load_detector
 from selfdet.models.backbones import build_backbone
@@ -29,12 +29,24 @@ def small(request):
     return SMALL[request.param]
 
 
-def test_it_imports_nothing_of_selfdet():
-    tree = ast.parse(Path(export_rebuild.__file__).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("program", ["rebuild", "segmenter", "detect", "run_onnx"])
+def test_what_goes_along_imports_nothing_of_selfdet_and_has_each_name_once(program):
+    text = text_of(program)
+    tree = ast.parse(text)
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert "torchvision" in names
+    assert {"json", "numpy"} <= names
     assert not any(name.partition(".")[0] == "selfdet" for name in names)
+    defined = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    defined += [
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    ]
+    assert len(defined) == len(set(defined))
+    assert "build" in defined or "main" in defined
+    assert max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("size", [(128, 128), (37, 61), (300, 211), (128, 90), (5, 7)], ids=str)
@@ -72,7 +84,7 @@ def test_anchors_of_another_shape_are_another_detector(tmp_path):
     file = tmp_path / "detector.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "aspect_ratios": [0.25, 1.0, 4.0]}))
     with pytest.raises(AssertionError):
-        assert_same(export_rebuild.build(tmp_path), detector, noise(150, 100), 128)
+        assert_same(rebuild.build(tmp_path), detector, noise(150, 100), 128)
 
 
 def test_a_score_threshold_of_ones_own_leaves_the_best_boxes(tmp_path, small):
@@ -81,7 +93,7 @@ def test_a_score_threshold_of_ones_own_leaves_the_best_boxes(tmp_path, small):
     with torch.no_grad():
         found = rebuilt(detector, tmp_path)([image])[0]
         middle = float(found["scores"].median())
-        best = export_rebuild.build(tmp_path, score_threshold=middle)([image])[0]
+        best = rebuild.build(tmp_path, score_threshold=middle)([image])[0]
     assert len(found["scores"]) > len(best["scores"]) > 0
     torch.testing.assert_close(best["boxes"], found["boxes"][found["scores"] > middle])
 
@@ -138,5 +150,5 @@ def test_image_files_are_read_as_selfdet_reads_them(tmp_path):
     picture.save(tmp_path / "clear.png")
     for file in tmp_path.iterdir():
         expected = read_image(file).as_subclass(torch.Tensor).float()
-        difference = (export_rebuild.read(file) * 255 - expected).abs().max()
+        difference = (rebuild.read(file) * 255 - expected).abs().max()
         assert difference <= (1.01 if file.name == "clear.png" else 1e-3), file.name

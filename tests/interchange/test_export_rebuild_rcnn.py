@@ -15,7 +15,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from selfdet.data.labelled import resize_sample
 from selfdet.data.masks import encode_masks
 from selfdet.detectors.zoo import DETECTORS
-from selfdet.interchange import export_rebuild
+from selfdet.interchange.companions import rebuild
 from selfdet.interchange.export_detector import describe, write_detector
 from selfdet.interchange.starts import load_detector
 from selfdet.models.backbones import build_backbone
@@ -117,7 +117,7 @@ def test_the_description_decides_what_is_found(tmp_path, name, value):
     assert described[name] != value
     file.write_text(json.dumps({**described, name: value}))
     with pytest.raises(AssertionError):
-        assert_same(export_rebuild.build(tmp_path), detector, noise(150, 100), SIZE)
+        assert_same(rebuild.build(tmp_path), detector, noise(150, 100), SIZE)
 
 
 def test_of_c4_nothing_is_written_down_that_is_a_pyramids():
@@ -171,7 +171,7 @@ def test_a_photo_without_anything_has_no_masks(tmp_path):
     detector = small_mask()
     write_detector(tmp_path, detector, note_of(detector))
     with torch.no_grad():
-        found = export_rebuild.build(tmp_path, score_threshold=1.0)([noise(30, 50).float() / 255])[0]
+        found = rebuild.build(tmp_path, score_threshold=1.0)([noise(30, 50).float() / 255])[0]
     assert found["boxes"].shape == (0, 4)
     assert found["masks"].shape == (0, 1, 30, 50)
 
@@ -183,4 +183,4 @@ def test_run_lengths_are_cocos_compressed_ones(size):
     blobs = torch.nn.functional.interpolate(coarse, size, mode="bilinear")[:, 0] > 0.5
     specks = torch.rand(3, *size, generator=generator) > 0.5
     masks = torch.cat([blobs, ~blobs, specks, torch.stack([specks[0] & False, specks[0] | True])])
-    assert [export_rebuild.run_lengths(mask) for mask in masks] == encode_masks(masks)
+    assert [rebuild.run_lengths(mask) for mask in masks] == encode_masks(masks)

@@ -13,7 +13,7 @@ from tests.interchange.rebuilding import noise, note_of, own
 from torch import nn
 
 from selfdet.errors import UserError
-from selfdet.interchange import export_detect
+from selfdet.interchange.companions import detect
 from selfdet.interchange.export_check import ExportMismatchError, check_images
 from selfdet.interchange.export_transformers import (
     check_transformers,
@@ -41,13 +41,13 @@ def trained(key: str, **options):
 def test_transformers_loads_the_folder_and_finds_the_same(key: str, tmp_path: Path) -> None:
     detector = trained(key)
     write_transformers(tmp_path, detector, note_of(detector))
-    net, processor, settings = export_detect.load(tmp_path)
+    net, processor, settings = detect.load(tmp_path)
     assert type(net).__name__ == type(detector.net).__name__
     assert net.config.id2label == {0: "class 0", 1: "class 1", 2: "class 2"}
     # One reduced and padded, one enlarged and with fewer cells than queries.
     for height, width in ((75, 90), (20, 17)):
         image = noise(height, width)
-        found = export_detect.find(image, net, processor, settings)
+        found = detect.find(image, net, processor, settings)
         expected = own(detector, image, 64)
         assert len(expected["scores"]) == len(found["scores"]) == 60
         torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-5, rtol=1e-4)
@@ -97,7 +97,7 @@ def test_the_folder_says_what_it_holds(tmp_path: Path, capsys: pytest.CaptureFix
     assert described["category_ids"] == [10, 20, 30]
     assert (described["image_size"], described["strides"], described["least_side"]) == (64, [8, 16, 32], 64)
     Image.fromarray(noise(30, 40).permute(1, 2, 0).numpy()).save(tmp_path / "grey.png")
-    assert export_detect.read(tmp_path / "grey.png").equal(noise(30, 40))
+    assert detect.read(tmp_path / "grey.png").equal(noise(30, 40))
 
 
 def test_what_transformers_does_not_have_is_refused(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from selfdet import export, import_weights
 from selfdet.data.sample import plain_sample
 from selfdet.detectors._torchvision_rcnn import box_features, roi_outputs, rpn_boxes
 from selfdet.errors import UserError
+from selfdet.interchange.companions.rebuild import build
 from selfdet.interchange.export_check import compare_detections
 from selfdet.interchange.export_detector import write_detector
-from selfdet.interchange.export_rebuild import build
 from selfdet.interchange.imports import NotTakenError
 from selfdet.interchange.mmdet import ImportedDetector, import_detector
 from selfdet.interchange.starts import build_detector, load_detector, resolve_start

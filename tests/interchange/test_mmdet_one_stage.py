@@ -29,9 +29,9 @@ from selfdet.cli import main
 from selfdet.data.images import read_image
 from selfdet.data.sample import plain_sample
 from selfdet.errors import UserError
+from selfdet.interchange.companions.rebuild import build
 from selfdet.interchange.export_check import compare_detections
 from selfdet.interchange.export_detector import write_detector
-from selfdet.interchange.export_rebuild import build
 from selfdet.interchange.imports import NotTakenError
 from selfdet.interchange.mmdet import import_detector
 from selfdet.interchange.starts import build_detector, load_detector, resolve_start, save_detector

@@ -9,7 +9,7 @@ import pytest
 from tests.detectors.detr_scenes import KEYS
 
 from selfdet import cli
-from selfdet.interchange import export_detect
+from selfdet.interchange.companions import detect
 from selfdet.interchange.starts import load_detector
 from selfdet.verbs.evaluate import evaluate
 from selfdet.verbs.pretrain_detector import DetectorStageSettings
@@ -36,9 +36,9 @@ def test_a_detr_goes_through_every_verb(scenes: Path, tmp_path: Path, key: str) 
     assert cli.main([*words, "--precision", "fp32"]) == 0
     out = tmp_path / "exported"
     assert cli.main(["export", "--init", str(tmp_path / "ft"), "--to", "transformers", "--out", str(out)]) == 0
-    net, processor, settings = export_detect.load(out)
+    net, processor, settings = detect.load(out)
     assert list(net.config.id2label.values()) == note["classes"] == settings["classes"]
-    found = export_detect.find(export_detect.read(image), net, processor, settings)
+    found = detect.find(detect.read(image), net, processor, settings)
     rows = json.loads((tmp_path / "found" / "results.json").read_text())
     assert len(found["scores"]) == len(rows)
     assert found["scores"][:3].tolist() == pytest.approx([row["score"] for row in rows[:3]], abs=1e-4)

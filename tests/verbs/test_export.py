@@ -19,7 +19,8 @@ from selfdet.data.masks import encode_masks
 from selfdet.data.sample import plain_sample
 from selfdet.detectors.fcos import fcos
 from selfdet.errors import UserError
-from selfdet.interchange import export_detector, export_rebuild
+from selfdet.interchange import export_detector
+from selfdet.interchange.companions import rebuild
 from selfdet.interchange.export_check import ExportMismatchError, check_images
 from selfdet.interchange.starts import save_backbone, save_detector
 from selfdet.interchange.weights import read_weights, write_safetensors
@@ -177,7 +178,7 @@ def test_a_detector_on_a_torchvision_network_is_no_timm_model(tmp_path):
 
 def test_a_detector_that_rebuild_cannot_build_is_refused(tmp_path, monkeypatch):
     run = detector_run(tmp_path / "run", small_retinanet(num_classes=2))
-    monkeypatch.delitem(export_rebuild.NETWORKS, "retinanet")
+    monkeypatch.delitem(rebuild.NETWORKS, "retinanet")
     with pytest.raises(UserError, match="is a retinanet; export to torchvision writes fcos"):
         export(init=run, to="torchvision", out=str(tmp_path / "exported"))
     assert os.listdir(tmp_path) == ["run"]

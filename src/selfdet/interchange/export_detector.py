@@ -10,8 +10,9 @@ from typing import Any
 
 from selfdet.detectors.base import Detector
 from selfdet.errors import UserError
+from selfdet.interchange.companions.rebuild import NETWORKS
+from selfdet.interchange.companions.texts import text_of
 from selfdet.interchange.export_check import check_detector
-from selfdet.interchange.export_rebuild import NETWORKS
 from selfdet.interchange.export_words import differences
 from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.starts import save_detector
@@ -46,8 +47,7 @@ def write_detector(folder: Path, detector: Detector, note: Mapping[str, Any]) ->
     """
     save_detector(folder / WEIGHTS, detector, note)
     write_text(folder / DESCRIPTION, json.dumps(describe(detector, note), indent=2, ensure_ascii=False) + "\n")
-    program = Path(__file__).with_name("export_rebuild.py").read_text(encoding="utf-8")
-    write_text(folder / PROGRAM, program)
+    write_text(folder / PROGRAM, text_of("rebuild"))
 
 
 def describe(detector: Detector, note: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdet.errors import UserError
+from selfdet.interchange.companions.texts import text_of
 from selfdet.interchange.export_words import differences, map_differences
 from selfdet.interchange.graph_export import (
     check_detections,
@@ -52,8 +53,7 @@ def export_onnx(folder: Path, given: Outgoing) -> Written:
 
     if given.kind == "detector":
         if "labels" in about["outputs"]:
-            program = Path(__file__).with_name("export_run_onnx.py").read_text(encoding="utf-8")
-            write_text(folder / PROGRAM, program)
+            write_text(folder / PROGRAM, text_of("run_onnx"))
         figures = check_detections(graph, given.network, given.note["image_size"], answer)
         return Written(figures, f"run in onnxruntime, {differences(figures)}", about)
     figures = check_maps(graph, given.note.get("image_size", 224), answer)

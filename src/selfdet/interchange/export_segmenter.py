@@ -12,6 +12,7 @@ import torch
 
 from selfdet.detectors.segmenter import Segmenter
 from selfdet.evaluation.segmenting import Sight, image_scores
+from selfdet.interchange.companions.texts import text_of
 from selfdet.interchange.export_check import (
     STRANGER,
     ExportMismatchError,
@@ -60,8 +61,7 @@ def write_segmenter(folder: Path, segmenter: Segmenter, note: Mapping[str, Any])
         "made_with": {name: version(name) for name in ("selfdet", "torch", "torchvision", "timm")},
     }
     write_text(folder / DESCRIPTION, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-    program = Path(__file__).with_name("export_rebuild_segmenter.py").read_text(encoding="utf-8")
-    write_text(folder / PROGRAM, program)
+    write_text(folder / PROGRAM, text_of("segmenter"))
 
 
 def check_segmenter(folder: Path, segmenter: Segmenter, note: Mapping[str, Any]) -> dict[str, float]:

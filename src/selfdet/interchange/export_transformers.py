@@ -18,6 +18,7 @@ from selfdet.data.labelled import resize_sample
 from selfdet.data.sample import plain_sample
 from selfdet.detectors.queries import QueryDetector
 from selfdet.errors import UserError
+from selfdet.interchange.companions.texts import text_of
 from selfdet.interchange.export_check import (
     MAP_TOLERANCE,
     STRANGER,
@@ -104,7 +105,7 @@ def write_transformers(folder: Path, detector: QueryDetector, note: Mapping[str,
         "made_with": {name: version(name) for name in ("selfdet", "torch", "torchvision", "timm", "transformers")},
     }
     write_text(folder / DESCRIPTION, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-    write_text(folder / PROGRAM, Path(__file__).with_name("export_detect.py").read_text(encoding="utf-8"))
+    write_text(folder / PROGRAM, text_of("detect"))
 
 
 def most(detector: QueryDetector) -> int:

@@ -7,7 +7,7 @@
     boxes, scores, labels = detector(picture)      # a PIL image; x1 y1 x2 y2 in its pixels
 
 detector.onnx resizes nothing: an image goes in with a long side of `image_size` px, as bytes, padded to multiples of
-`step`. This is a copy of selfdet/interchange/export_run_onnx.py and imports nothing of selfdet.
+`step`. This is selfdet/interchange/companions/run_onnx.py, and imports nothing of selfdet.
 SPDX-License-Identifier: Apache-2.0
 """
 

@@ -8,8 +8,8 @@
     python rebuild.py photo.jpg other.png       # photo.mask.png beside each: class numbers
 
 The weights are named as those of torchvision's FCN, `backbone.…` and `classifier.…`; one on a bottleneck ResNet with
-one convolution in its head is torchvision's own. This is a copy of selfdet/interchange/export_rebuild_segmenter.py
-and imports nothing of selfdet. SPDX-License-Identifier: Apache-2.0
+one convolution in its head is torchvision's own. This is selfdet/interchange/companions/segmenter.py, and
+imports nothing of selfdet. SPDX-License-Identifier: Apache-2.0
 """
 
 from __future__ import annotations
