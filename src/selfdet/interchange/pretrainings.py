@@ -21,7 +21,7 @@ from selfdet.interchange.formats import tensors_in
 from selfdet.interchange.imports import Imported, NotTakenError, Pixels, full_tensors, import_backbone, with_own_pixels
 from selfdet.interchange.notes import check_note, read_note
 from selfdet.interchange.starts import NOTE, PRETRAINING, QUERY_BODY
-from selfdet.interchange.weights import read_weights
+from selfdet.interchange.weights import metadata_of, read_weights
 from selfdet.methods.densecl import DenseEncoder
 from selfdet.methods.moco import Encoder
 from selfdet.models.backbones import Backbone
@@ -212,13 +212,11 @@ class Whole(NamedTuple):
 def whole_of(weights: str | None) -> Whole | None:
     """What a file of `import-weights --part pretraining` holds; None for any other weights. Raises: UserError."""
     path = Path(weights or "").expanduser()
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    state, metadata = read_weights(path)
-    note = read_note(metadata.get(NOTE, "{}"))
-    check_note(note, path)
+    note = read_note(metadata_of(path).get(NOTE, "{}"))
     if note.get("kind") != PRETRAINING:
         return None
+    check_note(note, path)
+    state, _ = read_weights(path)
     if "queue" not in state or state["queue"].dim() != 2 or "method" not in note:
         raise UserError(f"{path} lacks its queue or its method", "Import the checkpoint again")
     return Whole(str(path), state, note["method"])

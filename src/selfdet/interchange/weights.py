@@ -49,6 +49,15 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors; empty where there is none or it can't be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception:  # SafetensorError, OSError: whoever reads the tensors says it
+        return {}
+
+
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors by name, atomically: a reader sees the old file or the whole new one.
 
