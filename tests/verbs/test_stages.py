@@ -291,11 +291,12 @@ def test_every_detector_goes_from_pre_training_to_fine_tuning_and_detections(
 ) -> None:
     own = {"fcos": WIDTHS, "retinanet": WIDTHS, **dict.fromkeys(TRANSFORMERS, ())}.get(detector, ("fpn_channels",))
     widths = {name: WIDTHS[name] for name in own}
-    widths = dict.fromkeys(WIDTHS) | widths
+    widths = dict.fromkeys(WIDTHS) | widths | ({"queries": 60} if detector in TRANSFORMERS else {})
     tiny_aligndet(scenes, tmp_path / "pre", detector=detector, steps=1, **widths)
     changes = {"init": str(tmp_path / "pre"), "steps": 1, **dict.fromkeys(WIDTHS)}
     tiny_finetune(scenes, tmp_path / "tuned", **changes, val_data=str(scenes / "val.json"))
     said = capfd.readouterr().err
+    assert load_detector(str(tmp_path / "tuned"))[0].options.get("queries") == widths.get("queries")
     for part in ("backbone", "neck", "head"):
         assert f"{part:<10}  100.0%" in said
     # Of pre-training and of fine-tuning; both of which take another optimiser.
@@ -314,6 +315,10 @@ def test_a_setting_that_a_detector_does_not_have_is_refused(scenes: Path, tmp_pa
         tiny_aligndet(scenes, tmp_path / "run", detector="faster_rcnn")
     with pytest.raises(UserError, match="--box-head is no setting of fcos"):
         tiny_finetune(scenes, tmp_path / "run", box_head="2fc")
+    with pytest.raises(UserError, match="--queries is no setting of fcos"):
+        tiny_finetune(scenes, tmp_path / "run", queries=60)
+    with pytest.raises(UserError, match="queries 50"):
+        tiny_finetune(scenes, tmp_path / "run", detector="detr", queries=50, **dict.fromkeys(WIDTHS))
     assert not (tmp_path / "run").exists()
 
 

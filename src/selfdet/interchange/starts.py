@@ -34,7 +34,8 @@ NOTE = "selfdet"  # the metadata key under which a weights file describes itself
 BODIES = {"backbone.body.": "", "roi_heads.box_head.layer4.": "layer4.", "model.backbone.model.": ""}
 PRETRAINING, QUERY_BODY = "pretraining", "encoder.backbone.net."  # another program's, whole; of it the backbone starts
 SEGMENTERS_BODY = {"backbone.": ""}
-WIDTHS = ("neck", "fpn_channels", "head_convs", "box_head")  # options that decide the shape of a detector's weights
+# Options that decide the shape of a detector's weights.
+WIDTHS = ("neck", "fpn_channels", "head_convs", "box_head", "queries")
 REBUILDS = {
     "detector": ("detector", "backbone", "options", "classes", "category_ids", "image_size"),
     "segmenter": ("segmenter", "backbone", "options", "classes", "image_size", "crop_size"),

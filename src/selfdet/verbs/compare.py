@@ -60,6 +60,7 @@ def compare(
     fpn_channels: int | None = None,
     head_convs: int | None = None,
     box_head: Literal["2fc", "4conv1fc"] | None = None,
+    queries: int | None = None,
     keep_box_outputs: bool = False,
     accumulate: int = 1,
     clip: float = 10.0,
@@ -106,6 +107,8 @@ def compare(
         fpn_channels: width of the feature pyramid; that of the starts, or else 256, if not given.
         head_convs: convolutions in each tower of a one-stage detector; those of the starts, or else 4, if not given.
         box_head: of an R-CNN; that of the starts, or else 2fc, if not given.
+        queries: of a DETR, objects that it may find in an image; as many as the starts have, or else 100 (detr) or 300,
+            if not given.
         keep_box_outputs: keep the layers that give boxes of the starts that have them.
         accumulate: micro-batches an optimiser step is computed in.
         clip: bound of the gradient norm; 0 for none.
@@ -137,6 +140,7 @@ def compare(
         fpn_channels=fpn_channels,
         head_convs=head_convs,
         box_head=box_head,
+        queries=queries,
         scale_jitter=scale_jitter,
         crop_size=crop_size,
         keep_box_outputs=keep_box_outputs,

@@ -69,6 +69,7 @@ def finetune(
     fpn_channels: int | None = None,
     head_convs: int | None = None,
     box_head: Literal["2fc", "4conv1fc"] | None = None,
+    queries: int | None = None,
     masks: bool = False,
     keep_box_outputs: bool = False,
     accumulate: int = 1,
@@ -131,6 +132,8 @@ def finetune(
             own, or else 4, of a segmenter 2, if not given.
         box_head: of an R-CNN, 4conv1fc is the one that AlignDet's authors pre-train; the start's own, or else 2fc, if
             not given.
+        queries: of a DETR, objects that it may find in an image; the start's own, or else 100 (detr) or 300, if not
+            given.
         masks: of cascade_rcnn, learn masks too, where the start has not; labels without any teach boxes alone.
         keep_box_outputs: keep the start's layers that give boxes, which don't depend on the classes, where it has them;
             else they start afresh, as those that give classes always do.
@@ -166,6 +169,7 @@ def finetune(
         fpn_channels=fpn_channels,
         head_convs=head_convs,
         box_head=box_head,
+        queries=queries,
         masks=masks,
         scale_jitter=scale_jitter,
         crop_size=crop_size,

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 
 from selfdet.data.loader import TrainingDataset
 from selfdet.detectors.network import Network
-from selfdet.interchange.starts import Start
+from selfdet.interchange.starts import WIDTHS, Start
 from selfdet.methods.base import Method
 from selfdet.training.defaults import Default
 from selfdet.training.optimizers import OptimizerName
@@ -34,6 +34,7 @@ class Shape:
     fpn_channels: int | None
     head_convs: int | None
     box_head: str | None
+    queries: int | None
     scale_jitter: tuple[float, float] | None
     crop_size: int | None
     keep_box_outputs: bool
@@ -42,7 +43,7 @@ class Shape:
     @property
     def widths(self) -> dict[str, Any]:
         """Those that the network is built with, beside its kind and its backbone."""
-        named = {name: getattr(self, name) for name in ("neck", "fpn_channels", "head_convs", "box_head")}
+        named = {name: getattr(self, name) for name in WIDTHS}
         return {**named, "masks": self.masks or None}  # a start that has masks keeps them
 
 

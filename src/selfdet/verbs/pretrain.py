@@ -62,6 +62,7 @@ def pretrain(
     fpn_channels: int | None = None,
     head_convs: int | None = None,
     box_head: Literal["2fc", "4conv1fc"] | None = None,
+    queries: int | None = None,
     train_backbone: bool = False,
     seed: int = 0,
     workers: int | None = None,
@@ -121,6 +122,7 @@ def pretrain(
         fpn_channels: width of the feature pyramid; 256 if not given.
         head_convs: convolutions in each tower of a one-stage detector; 4 if not given.
         box_head: of an R-CNN; 4conv1fc is the one that AlignDet's authors pre-train, 2fc if not given.
+        queries: of a DETR, objects that it may find in an image; 100 (detr) or 300 if not given.
         train_backbone: let the detector stage train the backbone too.
         seed: of weights, views and order.
         workers: loader processes; chosen from the cores if not given.
@@ -230,7 +232,8 @@ def pretrain(
         runtime.fabric.barrier()  # the others read what the first has written
         about = about | {"backbone_weights": str(RunDir(out).backbone)}
     if "detector" in chosen:
-        widths = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs, "box_head": box_head}
+        own = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs}
+        widths = {**own, "box_head": box_head, "queries": queries}
         done = pretrain_detector(
             call,
             Path(result["proposals"]),
