@@ -171,12 +171,19 @@ def difference(*files: Path) -> str:
     """What two runs' settings differ in, which must be the weights alone."""
     from selfdet.training.rundir import UNNAMED
 
-    # One may be of a version that had no choice of some settings, and doesn't name them.
-    first, second = (UNNAMED | yaml.safe_load(file.read_text()) for file in files)
-    other = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
+    # One may be of a version that had no choice of some settings, and doesn't name them; and a sitting may be shorter.
+    first, second = (_flat(UNNAMED | yaml.safe_load(file.read_text())) for file in files)
+    both = (first.keys() & second.keys()) - {"max_time"}
+    other = {key for key in both if first[key] != second[key]}
     if other != {"init"}:
         raise SystemExit(f"{', '.join(map(str, files))} differ in {', '.join(sorted(other))}, expected init only")
     return f"init: {first['init']} / {second['init']}"
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    nested = {key: value for key, value in settings.items() if isinstance(value, dict)}
+    plain = {key: value for key, value in settings.items() if key not in nested}
+    return plain | {f"{key}.{name}": each for key, value in nested.items() for name, each in value.items()}
 
 
 def _outside(labels: dict[str, Any]) -> dict[str, Any]:
