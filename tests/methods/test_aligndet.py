@@ -19,6 +19,13 @@ from selfdet.methods import aligndet
 from selfdet.methods.aligndet import AlignDet, cosine_momentum, numbered
 from selfdet.models.backbones import build_backbone
 
+# Networks of mmdet's by their settings: distances as exponentials and in strides, the centerness on either tower.
+MMDETS = [
+    ("fcos", {}),
+    ("fcos", {"norm_on_bbox": True, "centerness_on_reg": True}),
+    ("retinanet", {}),
+    ("retinanet", {"add_extra_convs": "on_output", "relu_before_extra_convs": True}),
+]
 BOXES = [[10, 12, 40, 60], [50, 20, 120, 90]]
 
 
@@ -94,8 +101,9 @@ def test_objects_are_numbered_through_the_batch_and_stay_the_same_in_both_views(
     assert online[0].ids.tolist() == [900, 5, 7]
 
 
-def test_gradients_reach_every_level_tower_and_projector(key: str) -> None:
-    method = build(key, samples=None, options={"image_size": 256})
+@pytest.mark.parametrize(("key", "form"), [*((key, None) for key in SMALL), *MMDETS], ids=str)
+def test_gradients_reach_every_level_tower_and_projector(key: str, form: dict | None) -> None:
+    method = build(key, samples=None, options={"image_size": 256, "mmdet": form})
     method(view_batch(EVERY_LEVEL, size=512))["loss"].backward()
     for name, parameter in [*method.detector.net.named_parameters(), *method.projector.named_parameters()]:
         if name.startswith("backbone.body."):
@@ -103,7 +111,9 @@ def test_gradients_reach_every_level_tower_and_projector(key: str) -> None:
             assert parameter.grad is None
         else:
             assert parameter.grad is not None, name
-            assert parameter.grad.any(), name
+            # In mmdet's FCOS the coarsest level is for distances of more than 512 px.
+            if not (key == "fcos" and form is not None and ".p7." in name):
+                assert parameter.grad.any(), name
     assert all(not p.requires_grad and p.grad is None for p in own(method.teacher, method.detector))
     assert all(not p.requires_grad and p.grad is None for p in method.teacher_projector.parameters())
 
@@ -259,8 +269,14 @@ def test_losses_are_float32_and_nearly_the_same_under_bfloat16_autocast(key: str
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
 
 
-def test_training_lowers_the_losses_and_boxes_come_to_fit(key: str) -> None:
-    method, batch = build(key, samples=None), view_batch(BOXES, [[20, 30, 110, 100]])
+@pytest.mark.parametrize(
+    ("key", "form"),
+    [*((key, None) for key in SMALL), *(pytest.param(*each, marks=pytest.mark.slow) for each in MMDETS)],
+    ids=str,
+)
+def test_training_lowers_the_losses_and_boxes_come_to_fit(key: str, form: dict | None) -> None:
+    method = build(key, samples=None, options={"mmdet": form})
+    batch = view_batch(BOXES, [[20, 30, 110, 100]])
     first = method(batch)
     before = method.health()
     optimizer = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], 2e-3)
