@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfdet.detectors.base import Detector
 from selfdet.interchange.mmdet_one_stage import SCALES
-from selfdet.interchange.mmdet_shared import Table
+from selfdet.interchange.mmdet_shared import NECK_OUT, Table
 from selfdet.interchange.outgoing import Outgoing
 
 # mmdet's names for ours behind the pyramid's own; `mmdet_one_stage` has the other direction.
@@ -47,10 +47,10 @@ def is_mmdets(detector: Detector) -> bool:
     return detector.config()["options"].get("mmdet") is not None
 
 
-def one_stage_state(detector: Detector, shared: Table) -> dict[str, Tensor]:
-    """A one-stage network's tensors under mmdet's names; `shared` has those of the backbone and the pyramid."""
+def one_stage_state(detector: Detector) -> dict[str, Tensor]:
+    """A one-stage network's tensors under mmdet's names."""
     config = detector.config()
-    table, norm = (*shared, *COARSE, *NAMES[config["detector"]]), config["options"]["neck_norm"] or ""
+    table, norm = (*NECK_OUT, *COARSE, *NAMES[config["detector"]]), config["options"]["neck_norm"] or ""
     made: dict[str, Tensor] = {}
     for name, value in detector.net.state_dict().items():
         own = next(re.sub(f"^{ours}", theirs, name) for ours, theirs in table if re.match(ours, name))

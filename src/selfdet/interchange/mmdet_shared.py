@@ -23,6 +23,14 @@ NECK: Table = (
     (r"backbone\.fpn\.lateral\.", "backbone.fpn.inner_blocks."),
     (r"backbone\.fpn\.fpn\.", "backbone.fpn.layer_blocks."),
 )
+# The other direction, with those of the backbone, the first that matches; NORM stands for "bn" or "gn".
+NECK_OUT: Table = (
+    (r"backbone\.body\.", "backbone."),
+    (r"backbone\.fpn\.inner_blocks\.(\d+)\.0\.", r"neck.lateral_convs.\1.conv."),
+    (r"backbone\.fpn\.inner_blocks\.(\d+)\.1\.", r"neck.lateral_convs.\1.NORM."),
+    (r"backbone\.fpn\.layer_blocks\.(\d+)\.0\.", r"neck.fpn_convs.\1.conv."),
+    (r"backbone\.fpn\.layer_blocks\.(\d+)\.1\.", r"neck.fpn_convs.\1.NORM."),
+)
 FIRST_LATERAL = "backbone.fpn.inner_blocks.0."
 IS = r"['\"]?\s*[=:]\s*"  # between a setting's name and its value, in Python or JSON
 
