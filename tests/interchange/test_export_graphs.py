@@ -20,6 +20,7 @@ from selfdet.data.images import read_image
 from selfdet.data.labelled import resize_sample
 from selfdet.data.sample import plain_sample
 from selfdet.errors import UserError
+from selfdet.interchange.export_onnx import keep_constants
 from selfdet.interchange.fixed_padding import fixed_padding
 from selfdet.interchange.graph_export import graph_of, taken_down, trial_images
 from selfdet.interchange.outgoing import Outgoing
@@ -67,6 +68,22 @@ def test_layers_that_pad_by_the_size_of_their_input_go_out_with_numbers() -> Non
         after = graph(images)
     for own, *others in zip(ours, fixed, taken, after):
         assert all(torch.allclose(own, other, atol=1e-5) for other in others)
+
+
+def test_two_clamps_of_one_value_keep_their_bounds(tmp_path: Path) -> None:
+    class Clamps(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = x.sigmoid()
+            return y.clamp(min=0.1).clamp(max=0.8), y.clamp(min=0.2).clamp(max=0.7)
+
+    x = torch.linspace(-4, 4, 9)
+    program: Any = torch.onnx.export(Clamps(), (x,), dynamo=True, opset_version=20, verbose=False)
+    keep_constants(program.model.graph)
+    program.save(str(tmp_path / "clamps.onnx"))
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(tmp_path / "clamps.onnx"))
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for one, other in zip(found, Clamps()(x)):
+        torch.testing.assert_close(torch.from_numpy(one), other)
 
 
 @SLOW

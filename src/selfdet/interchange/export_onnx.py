@@ -104,12 +104,27 @@ def _write(file: Path, graph: nn.Module, about: dict[str, Any], opset: int, name
             )
     finally:
         logger.setLevel(level)
+    keep_constants(program.model.graph)
     program.model.metadata_props["selfdet"] = json.dumps(about)
     for value in program.model.graph.inputs:
         if value.name == "threshold":  # an input with a value is one that may be left out
             value.const_value = onnx_ir.tensor(np.array([about["threshold"]], np.float32), name=value.name)
             program.model.graph.initializers[value.name] = value
     program.save(str(file))
+
+
+def keep_constants(graph: Any) -> None:
+    """Give a graph of onnx_ir the constants back that its nodes use and it doesn't have.
+
+    Where onnxscript (0.7) fuses two clamps of one value, their bounds get the same name, under which a graph keeps the
+    last alone: such a graph can't be run.
+    """
+    from onnx_ir.traversal import RecursiveGraphIterator
+
+    for node in RecursiveGraphIterator(graph):
+        for value in node.inputs:
+            if value is not None and value.const_value is not None and value.producer() is None:
+                graph.initializers.setdefault(value.name, value)
 
 
 def _session(file: Path) -> Any:
