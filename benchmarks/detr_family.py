@@ -1,13 +1,13 @@
 """DETR, Deformable DETR and RT-DETR on real photographs, through every verb once: proposals, pseudo classes, detector
-stage, fine-tuning, evaluation, export.
+stage, fine-tuning, evaluation, export; and fine-tuning from the backbone alone beside it.
 
     python benchmarks/detr_family.py --data ../shared/data/coco-person-mini --runs runs/detr-family
 
 240 COCO photographs without labels, a tenth of 1,000 labelled ones, 128 px, EfficientNet-Lite0 with real ImageNet
-weights (the extra `benchmarks`), two stages of 40 steps, 60 of the held-out images: far too few and too short for
-detectors of this kind, and meant to show that each stage does what it says, not how good they are. Every finished cell
-is one line of docs/results/detr-family.jsonl and is never run again; trainings stop every few minutes and go on. Each
-line holds its command.
+weights (the extra `benchmarks`), two stages of 300 steps of 2 images (DETR, whose steps are cheap and which learns
+slowest: 1,000), 60 of the held-out images: far too few and too short for detectors of this kind, and meant to show that
+each stage does what it says, not how good they are. Every finished cell is one line of docs/results/detr-family.jsonl
+and is never run again; trainings stop every few minutes and go on. Each line holds its command.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from person import write_weights
 CELLS = Cells("detr-family")
 BACKBONE = "tf_efficientnet_lite0"
 DETECTORS = ("detr", "deformable_detr", "rtdetr")
-PHOTOGRAPHS, STEPS, CLUSTERS, HELD_OUT = 240, 40, 32, 60
+PHOTOGRAPHS, CLUSTERS, HELD_OUT = 240, 32, 60
+STEPS = {"detr": 1000, "deformable_detr": 300, "rtdetr": 300}
 PROPOSALS = "--max-aspect 5 --min-side 0.025 --top-k 50"
 HERE = "--threads 1 --workers 1 --precision fp32"
-EQUAL = f"--backbone {BACKBONE} --image-size 128 --batch-size 2 --lr 1e-4 --steps {STEPS} {HERE}"
+EQUAL = f"--backbone {BACKBONE} --image-size 128 --batch-size 2 --lr 1e-4 {HERE}"
 # Of both stages: what a detector loses, and in the first what is compared.
 LOSSES = ("loss", "contrast", "contrast_chance", "contrast_floor", "loss_class", "loss_bbox", "loss_giou", "box_iou")
+STARTS = ("aligndet", "backbone")  # pre-trained whole, or its backbone alone
 TARGETS = ("transformers", "onnx", "torch-export")
 
 
@@ -66,21 +68,26 @@ class Bench:
         out = self.runs / f"pretrain-{detector}"
         words = (
             f"pretrain --images {self.photos} --boxes {self.boxes} --stages detector --detector {detector} {EQUAL} "
-            f"--backbone-weights {self.weights} --out {out}"
+            f"--steps {STEPS[detector]} --backbone-weights {self.weights} --out {out}"
         )
         self._train("pretrain", detector, words, out)
 
-    def finetune(self, detector: str) -> None:
-        """On a tenth of the labels, from the run before."""
-        out = self.runs / f"finetune-{detector}"
+    def finetune(self, detector: str, start: str) -> None:
+        """On a tenth of the labels, from the run before or from the backbone alone."""
+        out = self.run_of(detector, start)
+        init = self.runs / f"pretrain-{detector}" if start == "aligndet" else self.weights
         words = (
-            f"finetune --init {self.runs / f'pretrain-{detector}'} --data {self.data}/train.json --images "
-            f"{self.data}/images --fraction 0.1 {EQUAL} --batch-norm frozen --out {out}"
+            f"finetune --init {init} --detector {detector} --data {self.data}/train.json --images {self.data}/images "
+            f"--fraction 0.1 {EQUAL} --steps {STEPS[detector]} --batch-norm frozen --out {out}"
         )
-        self._train("finetune", detector, words, out)
+        self._train("finetune", detector, words, out, start=start)
 
-    def _train(self, cell: str, detector: str, words: str, out: Path) -> None:
-        if CELLS.found(cell=cell, detector=detector):
+    def run_of(self, detector: str, start: str) -> Path:
+        """The folder of a fine-tuning."""
+        return self.runs / f"finetune-{detector}{'' if start == 'aligndet' else '-backbone'}"
+
+    def _train(self, cell: str, detector: str, words: str, out: Path, **named: str) -> None:
+        if CELLS.found(cell=cell, detector=detector, **named):
             return
         until_finished(words, minutes=10)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -89,27 +96,27 @@ class Bench:
             values = [round(row[name], 4) for row in rows if name in row]
             if values:
                 curves[name] = [values[0], values[-1]]
-        named = {"cell": cell, "detector": detector, "steps": STEPS, "first_and_last": curves}
-        CELLS.finish(named | {"minutes": minutes(out), "command": f"selfdet {words}"})
+        about = {"cell": cell, "detector": detector, **named, "steps": STEPS[detector], "first_and_last": curves}
+        CELLS.finish(about | {"minutes": minutes(out), "command": f"selfdet {words}"})
 
-    def evaluate(self, detector: str) -> None:
+    def evaluate(self, detector: str, start: str) -> None:
         """On some of the held-out images."""
-        if CELLS.found(cell="evaluate", detector=detector):
+        if CELLS.found(cell="evaluate", detector=detector, start=start):
             return
-        words = (
-            f"evaluate --init {self.runs / f'finetune-{detector}'} --data {self.held_out} --images "
-            f"{self.data}/images --threads 1 --out {self.runs / f'evaluate-{detector}.json'}"
-        )
+        init = self.run_of(detector, start)
+        words = f"evaluate --init {init} --data {self.held_out} --images {self.data}/images --threads 1"
         answer = selfdet(words)
         scores = {name: answer[name] for name in SCORES}
-        CELLS.finish({"cell": "evaluate", "detector": detector, **scores, "command": f"selfdet {words}"})
+        CELLS.finish(
+            {"cell": "evaluate", "detector": detector, "start": start, **scores, "command": f"selfdet {words}"}
+        )
 
     def export(self, detector: str, to: str) -> None:
         """Out, and back in the peer's own code, which the verb does before it says done."""
         if CELLS.found(cell="export", detector=detector, to=to):
             return
         out = self.runs / f"export-{to}-{detector}"
-        words = f"export --init {self.runs / f'finetune-{detector}'} --to {to} --out {out}"
+        words = f"export --init {self.run_of(detector, 'aligndet')} --to {to} --out {out}"
         answer = selfdet(words)
         check = {name: float(f"{value:.3g}") for name, value in answer["check"].items()}
         CELLS.finish({"cell": "export", "detector": detector, "to": to, "check": check, "command": f"selfdet {words}"})
@@ -117,14 +124,22 @@ class Bench:
 
 def table() -> None:
     """Print what is finished, as in docs/results.md."""
-    print("| | contrast | L1 in pre-training | IoU | L1 in fine-tuning | AP | AP50 |\n|---|---|---|---|---|---|---|")
+    print("| | contrast | chance | L1 | IoU |\n|---|---|---|---|---|")
     for detector in DETECTORS:
-        cells = {name: CELLS.found(cell=name, detector=detector) for name in ("pretrain", "finetune", "evaluate")}
-        before, after = (cells[name][0]["first_and_last"] if cells[name] else {} for name in ("pretrain", "finetune"))
-        curves = [(before, "contrast"), (before, "loss_bbox"), (before, "box_iou"), (after, "loss_bbox")]
-        words = [" → ".join(f"{value:.2f}" for value in own.get(name, [])) for own, name in curves]
-        scores = [f"{100 * cells['evaluate'][0][name]:.2f}" if cells["evaluate"] else "" for name in ("AP", "AP50")]
-        print(f"| {detector} | {' | '.join([*words, *scores])} |")
+        for cell in CELLS.found(cell="pretrain", detector=detector):
+            print(f"| {detector} | {_words(cell, 'contrast', 'contrast_chance', 'loss_bbox', 'box_iou')} |")
+    print("\n| | start | loss | L1 | GIoU | AP | AP50 |\n|---|---|---|---|---|---|---|")
+    for detector in DETECTORS:
+        for start in STARTS:
+            tuned = CELLS.found(cell="finetune", detector=detector, start=start)
+            for cell, scored in zip(tuned, CELLS.found(cell="evaluate", detector=detector, start=start)):
+                scores = " | ".join(f"{100 * scored[name]:.2f}" for name in ("AP", "AP50"))
+                print(f"| {detector} | {start} | {_words(cell, 'loss', 'loss_bbox', 'loss_giou')} | {scores} |")
+
+
+def _words(cell: dict[str, Any], *names: str) -> str:
+    curves = (cell["first_and_last"][name] for name in names)
+    return " | ".join(" → ".join(dict.fromkeys(f"{value:.2f}" for value in own)) for own in curves)
 
 
 def main() -> None:
@@ -142,8 +157,9 @@ def main() -> None:
     bench.prepare()
     for detector in given.detectors:
         bench.pretrain(detector)
-        bench.finetune(detector)
-        bench.evaluate(detector)
+        for start in STARTS:
+            bench.finetune(detector, start)
+            bench.evaluate(detector, start)
         for target in given.targets:
             bench.export(detector, target)
 
