@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.detectors.rcnn_scenes import TWO_STAGE, small_c4, small_cascade
 from tests.detectors.scenes import SMALL
+from torchvision.ops import nms
 
 from selfdet.detectors.segmenter import fcn
 from selfdet.errors import UserError
@@ -18,6 +19,7 @@ from selfdet.interchange.suppression import suppressed
 from selfdet.models.atrous import build_atrous_backbone
 from selfdet.models.backbones import build_backbone, evaluating
 
+NEW_ENOUGH = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
 NETWORKS: dict[str, Any] = {
     "fcos": SMALL["fcos"],
     "retinanet": SMALL["retinanet"],
@@ -54,6 +56,29 @@ def test_what_it_finds_is_what_the_detector_finds(key: str) -> None:
     assert figures["detections"] >= 100
     assert figures["box_difference"] < 0.01
     assert figures["score_difference"] < 1e-4
+
+
+@pytest.mark.skipif(not NEW_ENOUGH, reason="graphs of any size need torch 2.9")
+def test_a_program_finds_one_box_or_none_as_well_as_many() -> None:
+    class Suppress(torch.nn.Module):
+        def forward(self, boxes: torch.Tensor, scores: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+            return suppressed(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), threshold, 50, 0.5)
+
+    generator = torch.Generator().manual_seed(0)
+    corners = 100 * torch.rand(2, 40, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 30], 2)
+    scores = torch.rand(2, 40, generator=generator)
+    program = torch.export.export(Suppress(), (boxes, scores, torch.tensor([0.1])), strict=False).module()
+    best = float(scores.max())
+    for threshold, expected in ((0.0, None), (best - 1e-4, 1), (best, 0)):
+        found = program(boxes, scores, torch.tensor([threshold]))
+        assert torch.equal(found, Suppress()(boxes, scores, torch.tensor([threshold])))
+        if expected is not None:
+            assert len(found) == expected
+        for image in (0, 1):
+            above = torch.where(scores[image] > threshold)[0]
+            kept = above[nms(boxes[image, above], scores[image, above], 0.5)]
+            assert torch.equal(found[found[:, 0] == image, 1], kept)
 
 
 def test_an_fcos_of_mmdets_suppresses_by_itself() -> None:

@@ -31,8 +31,12 @@ def suppressed(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: Tensor,
     side = boxes.abs().max().double() + 1
     number = images * (groups.max() + 1) + groups[images, places]
     apart = boxes[images, places].double() + 2 * side * number[:, None]
-    scores = scores[images, places]
-    kept = nms(apart, scores.double(), overlap)
+    scores = scores[images, places].double()
+    # A program of torch.export holds torchvision's `nms` to leave at least two: these meet no other box.
+    corners = -side * torch.tensor([[4.0], [6.0]], dtype=torch.float64, device=boxes.device).expand(-1, 4)
+    more = corners + corners.new_tensor([0.0, 0, 1, 1])
+    kept = nms(torch.cat([apart, more]), torch.cat([scores, scores.new_full((2,), -1.0)]), overlap)
+    kept = kept[kept < images.shape[0]]
     kept = kept[torch.argsort(images[kept], stable=True)]
     images, places = images[kept], places[kept]
     starts = torch.searchsorted(images, images)
