@@ -102,5 +102,5 @@ def test_a_worker_that_dies_stops_the_run_with_advice(script: Path) -> None:
     os.kill(min(workers), signal.SIGKILL)
     _, errors = run.communicate(timeout=120)
     assert run.returncode == 1
-    assert "UserError: a data worker process ended unexpectedly" in errors
+    assert "DeadWorker: a data worker process ended unexpectedly" in errors
     wait_until_gone(workers)

@@ -72,8 +72,8 @@ def test_a_stranger_finds_the_same_over_usual_backbones(
     monkeypatch.setattr(scenes, "build_backbone", lambda name: build_backbone(backbone))
     detector = trained(key, image_size=128)
     written = export_transformers(tmp_path, Outgoing("detector", detector, note_of(detector), "run"))
-    assert written.figures["box_difference"] < 0.001
-    assert written.figures["score_difference"] < 1e-5
+    assert written.figures["box_difference"] < 0.01
+    assert written.figures["score_difference"] < 1e-4
     assert written.line.startswith("loaded in transformers, ")
 
 

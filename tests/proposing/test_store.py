@@ -98,6 +98,14 @@ def no_info(coco: dict[str, Any]) -> None:
     del coco["info"]
 
 
+def odd_counts(coco: dict[str, Any]) -> None:
+    coco["info"]["counts"]["fallback"] = None
+
+
+def no_counts(coco: dict[str, Any]) -> None:
+    coco["info"]["counts"] = None
+
+
 def no_boxes(coco: dict[str, Any]) -> None:
     coco["annotations"] = []
 
@@ -110,6 +118,8 @@ def another_size(coco: dict[str, Any]) -> None:
     ("change", "told"),
     [
         (no_info, "is not a file of selfdet proposals.*--boxes"),
+        (odd_counts, "is not a file of selfdet proposals.*--boxes"),
+        (no_counts, "is not a file of selfdet proposals.*--boxes"),
         (no_boxes, "holds no boxes"),
         (another_size, "not the one that its boxes were found in"),
     ],

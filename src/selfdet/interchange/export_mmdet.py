@@ -57,7 +57,7 @@ def export_peer(folder: Path, given: Outgoing, library: str) -> Written:
         raise UserError(
             f"--to {library}: the backbone of {given.source} is {backbone.library}'s {backbone.library_name}, and only "
             "torchvision's plain ResNets have names there",
-            "Export it to its own library",
+            f"Use --to {backbone.library}" if given.kind == "backbone" else "--to torchvision writes all of it",
         )
     if given.kind == "backbone":
         state, warning = network.net.state_dict(), ""

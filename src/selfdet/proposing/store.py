@@ -152,14 +152,14 @@ def read_info(file: str | Path, coco: Mapping[str, Any]) -> dict[str, Any]:
 def _is_whole(info: Mapping[str, Any]) -> bool:
     """Whether counts are numbers, and images skipped are names."""
     skipped, known = info["skipped"], info["counts"]
-    names = list(skipped.values()) if isinstance(skipped, dict) else [None]
-    numbers = list(known.values()) if isinstance(known, dict) else [None]
-    numbers += list(known["fallback"].values()) if isinstance(known, dict) and "fallback" in known else [None]
-    return (
-        all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names)
-        and {"images", "boxes", "images_without_boxes", "dropped"} <= set(known)
-        and all(isinstance(each, dict) or is_integer(each) for each in numbers)
-    )
+    if not isinstance(skipped, dict) or not isinstance(known, dict):
+        return False
+    fallback = known.get("fallback", {})
+    if not isinstance(fallback, dict) or not {"images", "boxes", "images_without_boxes", "dropped"} <= known.keys():
+        return False
+    return all(
+        isinstance(each, list) and all(isinstance(name, str) for name in each) for each in skipped.values()
+    ) and all(isinstance(each, dict) or is_integer(each) for each in (*known.values(), *fallback.values()))
 
 
 def read_found(coco: Mapping[str, Any]) -> dict[int, Found]:
