@@ -29,7 +29,7 @@ def trained(folder: Path, backbone: str, head_convs: int = 2) -> Path:
     return folder / "segmenter.safetensors"
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "test_resnet"])
+@pytest.mark.parametrize("backbone", [pytest.param("resnet18", marks=pytest.mark.slow), "test_resnet"])
 def test_the_exported_folder_gives_the_same_scores_without_selfdet(tmp_path: Path, backbone: str) -> None:
     answer = export(init=str(trained(tmp_path, backbone)), to="torchvision", out=str(tmp_path / "out"))
     assert answer["kind"] == "segmenter"

@@ -67,13 +67,15 @@ def timm_fcos():
         lambda: small_fcos(num_classes=2, neck_norm="gn"),
         pytest.param(timm_fcos, marks=SLOW),
         pytest.param(lambda: small_retinanet(num_classes=2, neck_norm="bn", head_convs=2), marks=SLOW),
-        lambda: small_faster(num_classes=2, image_size=64),
+        pytest.param(lambda: small_faster(num_classes=2, image_size=64), marks=SLOW),
         pytest.param(
             lambda: small_faster(num_classes=2, image_size=64, box_head="4conv1fc", neck_norm="bn"), marks=SLOW
         ),
-        lambda: small_c4(num_classes=2, image_size=64),
+        pytest.param(lambda: small_c4(num_classes=2, image_size=64), marks=SLOW),
         lambda: small_mask(num_classes=2, image_size=64, detections=30),
-        lambda: small_cascade(num_classes=2, image_size=64, box_head="4conv1fc", neck_norm="gn"),
+        pytest.param(
+            lambda: small_cascade(num_classes=2, image_size=64, box_head="4conv1fc", neck_norm="gn"), marks=SLOW
+        ),
     ],
     ids=[
         "fcos",
@@ -121,7 +123,7 @@ def test_an_exported_detector_finds_the_same_in_plain_torchvision(tmp_path, buil
 
 # Their relatives go the same way.
 @pytest.mark.parametrize(
-    "key", ["fcos", "mask_rcnn", pytest.param("retinanet", marks=SLOW), pytest.param("faster_rcnn", marks=SLOW)]
+    "key", ["fcos", *(pytest.param(key, marks=SLOW) for key in ("mask_rcnn", "retinanet", "faster_rcnn"))]
 )
 def test_a_detector_that_was_only_pre_trained_goes_out_with_its_one_class(tmp_path, key):
     detector = {**SMALL, **TWO_STAGE}[key](num_classes=1, image_size=64)

@@ -135,6 +135,7 @@ def test_held_out_labels_without_masks_measure_boxes_and_say_so(scenes: Path, tm
     assert "\nmask        100.0%" in log(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_without_pages")
 def test_a_faster_rcnn_without_labels_is_a_start_for_masks(scenes: Path, tmp_path: Path) -> None:
     tiny_aligndet(scenes, tmp_path / "pre", detector="faster_rcnn", head_convs=None, steps=1)
