@@ -125,7 +125,11 @@ def test_gradients_reach_every_trainable_parameter_and_no_frozen_one() -> None:
 
 
 @pytest.mark.parametrize("labels", [[[], []], [[1], []]], ids=["no boxes at all", "one image without"])
-@pytest.mark.parametrize("norm", [{}, {"box_head": "4conv1fc", "neck_norm": "bn"}], ids=["2fc", "4conv1fc"])
+@pytest.mark.parametrize(
+    "norm",
+    [{}, pytest.param({"box_head": "4conv1fc", "neck_norm": "bn"}, marks=pytest.mark.slow)],
+    ids=["2fc", "4conv1fc"],
+)
 def test_images_without_boxes_give_finite_losses_with_gradients(labels: list[list[int]], norm: dict[str, str]) -> None:
     detector = small_cascade(**norm).train()
     samples = [sample(64, 96, BOXES[: len(each)], each, seed=len(each)) for each in labels]

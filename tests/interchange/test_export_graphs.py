@@ -132,6 +132,7 @@ def test_the_program_beside_an_onnx_file_finds_the_same_without_selfdet(tmp_path
     assert {each["category_id"] for each in listed["detections"]} <= {17, 18}
 
 
+@SLOW
 def test_a_backbone_gives_the_same_maps_without_selfdet(tmp_path: Path) -> None:
     answer = export(init=backbone(tmp_path), to="torch-export", out=str(tmp_path / "out"))
     assert answer["files"] == ["README.md", "backbone.pt2"]

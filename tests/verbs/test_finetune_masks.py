@@ -121,6 +121,7 @@ def test_labels_without_any_mask_are_refused_for_masks_alone(scenes: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_without_pages")
 def test_held_out_labels_without_masks_measure_boxes_and_say_so(scenes: Path, tmp_path: Path, masked: Path) -> None:
     held_out = without(scenes, tmp_path / "val.json", split="val")

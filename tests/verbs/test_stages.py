@@ -279,7 +279,7 @@ def test_a_pre_trained_detector_predicts_objects(whole: Path, scenes: Path, tmp_
 
 
 # A mask_rcnn is a faster_rcnn with one branch more, a cascade_rcnn one with two stages more; DETRs share their code.
-SIBLINGS = ("faster_rcnn", "cascade_rcnn", "deformable_detr", "rtdetr")
+SIBLINGS = ("mask_rcnn", "cascade_rcnn", "deformable_detr", "rtdetr")
 
 
 @pytest.mark.parametrize(
