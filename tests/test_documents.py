@@ -39,7 +39,8 @@ DOCUMENTS = (
 )
 # Those whose Python is run as well, before their commands.
 WITH_PYTHON = ("docs/how-to-weights.md", "docs/how-to-slow-data.md")
-# Whose commands are tested one by one elsewhere (tests/test_cli_recipes.py, tests/verbs/test_devices.py), or in other documents.
+# Whose commands are tested one by one elsewhere (tests/test_cli_recipes.py, tests/verbs/test_devices.py), or in other
+# documents.
 SLOW = ("docs/how-to-recipes.md", "docs/how-to-clusters.md", "docs/how-to-pedestrians.md")
 # What makes a command small; it replaces the same flags in the text.
 WIDTHS = {"--image-size": "64", "--fpn-channels": "64", "--head-convs": "1", "--workers": "0", "--precision": "fp32"}
