@@ -177,7 +177,8 @@ def difference(*files: Path) -> str:
     other = {key for key in both if first[key] != second[key]}
     if other != {"init"}:
         raise SystemExit(f"{', '.join(map(str, files))} differ in {', '.join(sorted(other))}, expected init only")
-    return f"init: {first['init']} / {second['init']}"
+    alone = ", ".join(sorted(first.keys() ^ second.keys()))
+    return f"init: {first['init']} / {second['init']}" + (f"; named by one alone: {alone}" if alone else "")
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
