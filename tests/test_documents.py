@@ -149,10 +149,15 @@ def runner() -> Runner:
     "document", [pytest.param(each, marks=pytest.mark.slow) if each in SLOW else each for each in DOCUMENTS]
 )
 def test_commands_run_as_written(
-    document: str, material: Path, runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    document: str,
+    material: Path,
+    runner: Runner,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(material, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path_factory.mktemp("page")  # kept, as later pages copy what was trained here
+    monkeypatch.chdir(folder)
+    shutil.copytree(material, folder, dirs_exist_ok=True)
     runner.made.clear()
     for block in python(document) if document in WITH_PYTHON else []:
         exec(compile(block, document, "exec"), {})
