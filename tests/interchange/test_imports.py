@@ -79,6 +79,7 @@ def test_a_file_with_one_wrong_prefix_is_refused(place: Path, key: str) -> None:
         "timm": "blocks.1.",
         "lightly": ".5.",
         "detectron2": "res3.",
+        "transformers": "stages.1.",
     }.get(key, "layer2.")
     for name in [each for each in state if part in each]:
         state[name.replace(part, f"x{part}" if part[0] != "." else f".x{part[1:]}", 1)] = state.pop(name)

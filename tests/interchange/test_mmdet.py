@@ -19,8 +19,9 @@ from selfdet.errors import UserError
 from selfdet.interchange.companions.rebuild import build
 from selfdet.interchange.export_check import compare_detections
 from selfdet.interchange.export_detector import write_detector
+from selfdet.interchange.imported import ImportedDetector
 from selfdet.interchange.imports import NotTakenError
-from selfdet.interchange.mmdet import ImportedDetector, import_detector
+from selfdet.interchange.mmdet import import_detector
 from selfdet.interchange.starts import build_detector, load_detector, resolve_start
 from selfdet.models.backbones import evaluating
 

@@ -36,6 +36,10 @@ SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "larg
 VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 # What nn.Sequential(*resnet.children()) makes of the names.
 NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# Layers of transformers' ResNet; without a stage, the first.
+TRANSFORMERS = re.compile(
+    r"^(?:encoder\.stages\.(\d)\.layers\.(\d+)\.(?:shortcut|layer\.(\d))|embedder\.embedder)\.(convolution|normalization)\."
+)
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,14 @@ def told_by(state: Mapping[str, Tensor], library: str | None = None) -> Architec
 def renamed(state: State) -> tuple[State, list[str]]:
     """The same tensors under the libraries' names, and a line for each thing that was done beside renaming.
 
-    Understood are ResNets whose modules are numbered, detectron2's and Caffe2's, ResNets with batch norm folded into
-    their convolutions, and Swins as Microsoft's own program and as mmpretrain name them.
+    Understood are ResNets whose modules are numbered, detectron2's, Caffe2's and transformers', ResNets with batch norm
+    folded into their convolutions, and Swins as Microsoft's own program and as mmpretrain name them.
     Raises: UserError for a batch norm that is folded in part, and for Caffe2's bottlenecks.
     """
     if is_theirs(state):
         return with_torchvisions_names(state), []
+    if "embedder.embedder.convolution.weight" in state:
+        state = {torchvisions_name(name): value for name, value in state.items()}
     if "4.0.conv1.weight" in state and "0.weight" in state:
         state = {
             ".".join([NUMBERED[head], rest]): value
@@ -83,6 +89,20 @@ def renamed(state: State) -> tuple[State, list[str]]:
     if "layers.0.downsample.reduction.weight" in state:
         return _from_first_swin(state)
     return state, []
+
+
+def torchvisions_name(name: str) -> str:
+    """torchvision's name of a tensor in transformers' ResNet; any other name as it is."""
+
+    def layer(found: re.Match[str]) -> str:
+        stage, block, row, kind = found.groups()
+        norm = kind == "normalization"
+        if stage is None:
+            return "bn1." if norm else "conv1."
+        inside = f"downsample.{int(norm)}" if row is None else f"{'bn' if norm else 'conv'}{int(row) + 1}"
+        return f"layer{int(stage) + 1}.{block}.{inside}."
+
+    return TRANSFORMERS.sub(layer, name)
 
 
 def fitted(state: State, name: str) -> tuple[State, list[str]]:

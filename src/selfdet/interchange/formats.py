@@ -29,6 +29,7 @@ FormatKey = Literal[
     "detectron2",
     "mmdet",
     "aligndet",
+    "transformers",
 ]
 
 
@@ -53,7 +54,7 @@ class Format:
 
 USUAL_CONTAINERS = ("state_dict", "model", "network")
 NO_FORMAT = "unknown"
-DETECTOR_FORMATS = ("mmdet", "aligndet")
+DETECTOR_FORMATS = ("mmdet", "aligndet", "transformers")
 SHARED_CONTAINERS = (*USUAL_CONTAINERS, "blobs")  # those that don't tell a format
 CLASSIFIER = "the classifier"
 MM = Format(
@@ -90,6 +91,13 @@ FORMATS: dict[str, Format] = {
         networks=("ResNet", "Swin"),
     ),
     "mmdet": MMDET,
+    "transformers": Format(
+        "the folder of a DETR, Deformable DETR or RT-DETR over a ResNet or a network of timm, equal in what it finds; "
+        "with `--part backbone` a ResNet, in a detector or alone",
+        "nothing",
+        ("model.backbone.conv_encoder.model.", "model.backbone.model.", "resnet.", ""),
+        (r"model\.backbone\.(conv_encoder\.)?model\.|(resnet\.)?embedder\.embedder\.",),
+    ),
     "densecl": Format(
         OPENSELFSUP.taken, OPENSELFSUP.left, OPENSELFSUP.prefixes, (r"(module\.)?encoder_q\.0\.", r"queue2$")
     ),

@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from selfdet.detectors.base import Detector
-from selfdet.detectors.network import Part
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError, shown
-from selfdet.interchange.architectures import State, renamed, told_by
+from selfdet.interchange.architectures import renamed, told_by
 from selfdet.interchange.formats import tensors_in
-from selfdet.interchange.imports import NotTakenError, Pixels, full_tensors, with_own_pixels
+from selfdet.interchange.imported import BACKBONE_ALONE, ImportedDetector, fill_detector, taken_detector
+from selfdet.interchange.imports import Pixels, with_own_pixels
 from selfdet.interchange.mmdet_detr import read_detr
 from selfdet.interchange.mmdet_one_stage import read_one_stage
 from selfdet.interchange.mmdet_rcnn import read_rcnn
-from selfdet.interchange.mmdet_shared import BACKBONE_ALONE, IMAGE_SIZE, Given, read_settings, settings_text
+from selfdet.interchange.mmdet_shared import IMAGE_SIZE, Given, read_settings, settings_text
 from selfdet.interchange.notes import check_note, read_note
 from selfdet.models.backbones import build_backbone
 from selfdet.training.checkpoint import check_tensors
-from selfdet.training.transfer import TransferReport, transfer
 
 SELFDET = "selfdet"  # under which selfdet's own files say in `meta` what else they were written from
 ONLINE = "online_backbone."  # what AlignDet puts before the detector that it trains
@@ -40,19 +37,6 @@ REASONS = (
     (r"roi_head\.(bbox_head\.(cls|reg)_(fcs|convs)|grid_|semantic_|mask_iou)", "an R-CNN with more branches than ours"),
 )
 CAFFE = r"style['\"]?\s*[=:]\s*['\"]caffe"
-
-
-@dataclass
-class ImportedDetector:
-    """A detector out of mmdet's file; `classes` are the names of its K classes."""
-
-    detector: Detector
-    classes: list[str]
-    image_size: int
-    report: TransferReport
-    said: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    pretrained: bool = False
 
 
 def import_detector(
@@ -111,11 +95,10 @@ def import_detector(
     ours = {**{f"{reading.body}{each}": value for each, value in body.items()}, **reading.state}
     with torch.device("meta"):
         shapes = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
-    report = _taken(shapes, ours, pretrained, str(path), reading.keep_box_outputs)
+    report = taken_detector(shapes, ours, pretrained, str(path), reading.keep_box_outputs)
     detector = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
-    filled = {each: ours.get(each, value) for each, value in detector.net.state_dict().items()}
-    detector.net.load_state_dict(full_tensors(detector.net.state_dict(), filled))
-    return ImportedDetector(detector, names, size, report, said, left, pretrained)
+    fill_detector(detector, ours)
+    return ImportedDetector(detector, names, size, report, said, left, pretrained, own.get("category_ids"))
 
 
 def _own_note(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,21 +126,3 @@ def _class_names(path: Path, content: Mapping[str, Any], count: int, given: Sequ
     if len(set(names)) != len(names):
         raise UserError(f"{path}: two classes are called {shown(max(names, key=names.count))}", "Give --classes")
     return names
-
-
-def _taken(detector: Detector, state: State, pretrained: bool, source: str, keep_box_outputs: bool) -> TransferReport:
-    """The report of what fits the detector, where that is all of it but, of what was only pre-trained, last layers."""
-    own_parts = detector.parts(keep_box_outputs)
-    parts = {name: Part(part.patterns, part.reinit and pretrained) for name, part in own_parts.items()}
-    shapes = {name: torch.zeros((), dtype=value.dtype).expand(value.shape) for name, value in state.items()}
-    report = transfer(detector.net, shapes, parts, expect=())
-    try:
-        kept = [name for name, part in parts.items() if not part.reinit]
-        transfer(detector.net, state, parts, expect=kept, minimum=1.0, source=source)
-        own = detector.net.state_dict()
-        more = [name for name, value in state.items() if name not in own and value.dim() > 0]
-        if more:
-            raise UserError(f"{source} has layers that ours does not have: {', '.join(more[:3])}", BACKBONE_ALONE)
-    except UserError as error:
-        raise NotTakenError(error, report) from None
-    return report

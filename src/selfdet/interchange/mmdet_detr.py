@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfdet.errors import UserError
 from selfdet.interchange.architectures import State
-from selfdet.interchange.mmdet_shared import BACKBONE_ALONE, IS, Given, Reading, Table, refuse_settings, renamed_by
+from selfdet.interchange.mmdet_shared import IS, Given, Reading, Table, refuse_settings, renamed_by
 
 BODY = "model.backbone.model."  # before the backbone's own names in our detector
 CLASSES = "class_labels_classifier."  # of them the last is no object, there as here
@@ -94,6 +94,5 @@ def _options(path: Path, state: State) -> dict[str, Any]:
         told = f"{depths['encoder']} encoder and {depths['decoder']} decoder layers"
         raise UserError(
             f"{path} is another transformer than DETR: {told}, {'no' if queries is None else len(queries)} queries",
-            BACKBONE_ALONE,
         )
     return {"queries": len(queries), "layers": depths["encoder"]}

@@ -18,7 +18,6 @@ from torch import Tensor
 from selfdet.errors import UserError
 from selfdet.interchange.architectures import State
 from selfdet.interchange.mmdet_shared import (
-    BACKBONE_ALONE,
     FIRST_LATERAL,
     IMAGE_SIZE,
     NECK,
@@ -122,6 +121,5 @@ def _options(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     if len(used) > 1:
         raise UserError(
             f"{path}: its pyramid and its box head have other norms than each other ({' and '.join(map(str, used))})",
-            BACKBONE_ALONE,
         )
     return {"fpn_channels": width, "neck_norm": used.pop(), "box_head": "4conv1fc" if convolutions else "2fc"}

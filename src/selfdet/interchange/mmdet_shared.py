@@ -12,11 +12,10 @@ from torch import Tensor
 from selfdet.data.untrusted import read_lines
 from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import State
+from selfdet.interchange.imported import BACKBONE_ALONE
 
 Table = tuple[tuple[str, str], ...]
 IMAGE_SIZE = 1333  # px, mmdet's usual long side
-# Why a file is not taken as a detector is said with this.
-BACKBONE_ALONE = "Take its backbone alone, with --part backbone"
 NECK: Table = (
     (r"neck\.(lateral|fpn)_convs\.(\d+)\.conv\.", r"backbone.fpn.\1.\2.0."),
     (r"neck\.(lateral|fpn)_convs\.(\d+)\.(?:bn|gn)\.", r"backbone.fpn.\1.\2.1."),

@@ -13,6 +13,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from selfdet.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from selfdet.errors import UserError
@@ -81,9 +82,12 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def _try_image_size(self, size: int, height: int, width: int) -> None:
         weight = next(self.net.parameters())
+        image = torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device)
+        # Of a network without memory for its weights, its buffers are elsewhere (`without_weights`).
+        moved = {name: each.to("meta") for name, each in self.named_buffers()} if weight.is_meta else {}
         try:
             with evaluating(self):
-                self(torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device))
+                functional_call(self, moved, (image,))
         except (RuntimeError, AssertionError, IndexError) as error:
             raise UserError(
                 f"--image-size {size}: backbone {self.name} cannot take {height} × {width} px "

@@ -14,11 +14,13 @@ from selfdet.data.untrusted import expanded
 from selfdet.errors import UserError
 from selfdet.interchange.detectron2_names import as_mmdet
 from selfdet.interchange.formats import DETECTOR_FORMATS, NO_FORMAT, FormatKey, recognise
+from selfdet.interchange.imported import ImportedDetector
 from selfdet.interchange.imports import Imported, NotTakenError, Pixels, check_pixels, import_backbone, read_content
-from selfdet.interchange.mmdet import ImportedDetector, import_detector
+from selfdet.interchange.mmdet import import_detector
 from selfdet.interchange.pretrainings import import_pretraining
 from selfdet.interchange.relatives import PRETRAINED
 from selfdet.interchange.starts import NOTE, PRETRAINING, backbone_note, detector_note
+from selfdet.interchange.transformers_folder import import_transformers, weights_in
 from selfdet.interchange.weights import write_safetensors
 from selfdet.training.log import Reporter
 
@@ -42,12 +44,12 @@ def import_weights(
     name is guessed.
 
     Args:
-        file: .safetensors, .pt, .pth, .ckpt or detectron2's .pkl.
+        file: .safetensors, .pt, .pth, .ckpt or detectron2's .pkl; of transformers, the folder.
         out: weights file to write.
         format: whose file it is; auto goes by its names.
-        part: what of it; the detector of mmdet and aligndet, of all others the backbone, if not given. Of detectron2
-            it may be the detector, too; of MoCo v2 and DenseCL, pretraining: heads, key encoder and queues as well, so
-            that `pretrain --stages backbone` goes on with the same method.
+        part: what of it; the detector of mmdet, aligndet and transformers, of all others the backbone, if not given. Of
+            detectron2 it may be the detector, too; of MoCo v2 and DenseCL, pretraining: heads, key encoder and queues
+            as well, so that `pretrain --stages backbone` goes on with the same method.
         backbone: the network, where its shapes don't tell (other networks of timm than ResNets, ViTs and Swins).
         pixels: what the network was trained on: rgb, normalised as the library does; bgr, the same with blue first;
             caffe, blue first in 0…255 with the mean taken off. What isn't rgb becomes so, in the first convolution.
@@ -67,6 +69,8 @@ def import_weights(
         raise UserError(f"--out {out} exists", "Name a new file")
     if not target.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {target.parent}", "Make it, or name another")
+    if source.is_dir():
+        source = weights_in(source)
     reporter, content = Reporter(), read_content(source)
     key = recognise(content) if format == "auto" else format
     of_detector = part == "detector" if key == "detectron2" else key in DETECTOR_FORMATS and part != "backbone"
@@ -75,10 +79,15 @@ def import_weights(
     given = {"--classes": classes, "--image-size": image_size, "--settings": settings}
     if flag := next((each for each in given if not of_detector and given[each] is not None), None):
         raise UserError(f"{flag} is for detectors, and this gives a backbone", "Leave it out")
-    about = {"file": source.name, "format": key, "pixels": pixels or "rgb", "sha256": _sha256(source)}
+    if of_detector and key == "transformers" and (flag := "--settings" if settings else "--pixels" if pixels else None):
+        raise UserError(f"{flag}: transformers' own config.json says how its network is built", "Leave it out")
+    about = {"file": Path(file).name, "format": key, "pixels": pixels or "rgb", "sha256": _sha256(source)}
     taken: Imported | ImportedDetector
     try:
-        if of_detector:
+        if of_detector and key == "transformers":
+            taken = import_transformers(source, name=backbone, classes=classes, image_size=image_size)
+            name, state, note = _described(taken)
+        elif of_detector:
             if key == "detectron2":
                 check_pixels(source, key, pixels)
                 content = as_mmdet(content)
@@ -125,7 +134,8 @@ def import_weights(
 def _described(taken: ImportedDetector) -> tuple[str, Mapping[str, Tensor], dict[str, Any]]:
     """What it is called, its tensors and what its file says of it."""
     detector = taken.detector
-    note = detector_note(detector, taken.classes, range(1, len(taken.classes) + 1), taken.image_size)
+    ids = taken.category_ids if taken.category_ids and len(taken.category_ids) == len(taken.classes) else ()
+    note = detector_note(detector, taken.classes, ids or range(1, len(taken.classes) + 1), taken.image_size)
     if taken.pretrained:
         note["method"] = PRETRAINED
     return f"{note['detector']} over {note['backbone']}", detector.net.state_dict(), note
