@@ -59,7 +59,7 @@ def write(folder: Path, config: dict[str, Any], rows: list[dict[str, Any]] | Non
 def finetuned(folder: Path) -> Path:
     rows = [{"step": step, "loss": 3 - step / 10, "lr": 0.01} for step in range(1, 21)]
     scores = [{"step": step, "AP": step / 50, "per_class": {EVIL: 0.3, "dog": None}, **SCORES} for step in (0, 10, 20)]
-    log = f"fcos on resnet18 from {EVIL}; {DEVICE}\nlearning rate: 0.01 (asked)\nabout 3 s\nstep 1/20\n"
+    log = f"fcos on resnet18 from {EVIL}; {DEVICE}\nlearning rate: 0.01 (given)\nabout 3 s\nstep 1/20\n"
     return write(folder, FINETUNE, [*rows, *scores], log)
 
 
@@ -85,7 +85,7 @@ def test_a_finetuned_run_shows_its_figures_its_curves_and_what_it_finds(tmp_path
     usual = {"finetune": {"lr": None, "steps": 5}}
     text = text_of(html := page(run, examples=examples(), usual=usual))
     assert "AP 40.0\xa0%" in html.replace("</dt><dd>", " ")
-    for said in ("selfdet finetune: FCOS on resnet18", "100 labelled images, 10 % of those", "lr 0.01 asked for"):
+    for said in ("selfdet finetune: FCOS on resnet18", "100 labelled images, 10 % of those", "lr 0.01 given"):
         assert said in text
     for said in ("steps 20 usually 5", "found: 1 object", "labels: 2 objects", DEVICE, "still rising", "--workers"):
         assert said in text

@@ -18,11 +18,11 @@ def test_what_somebody_chose_comes_first_then_what_followed_from_the_data() -> N
         "jitter": [0.8, 1.0],
         "images_hash": "abc",
     }
-    found = setting_rows(config, USUAL, {"steps": "asked", "lr": "0.3 × 256/256"})
+    found = setting_rows(config, USUAL, {"steps": "given", "lr": "0.3 × 256/256"})
     assert found.chosen == [
         ["clip", "5", "usually 0"],
-        ["images", "photos", "asked for"],
-        ["steps", 7, "asked for"],
+        ["images", "photos", "given"],
+        ["steps", 7, "given"],
         ["lr", "0.3", "0.3 × 256/256"],
     ]
     assert found.as_usual == [["seed", 0], ["jitter", "0.8, 1"]]

@@ -20,7 +20,7 @@ def record(width: int, height: int) -> ImageRecord:
     ("images", "asked", "shares", "expected"),
     [
         (100, None, 1, (64, "default")),
-        (100, 32, 1, (32, "asked")),
+        (100, 32, 1, (32, "given")),
         (20, None, 1, (20, "lowered from 64: 20 images, of which a batch repeats none")),
         (21, 32, 4, (20, "lowered from 32: 21 images, of which a batch repeats none")),
         (1, None, 1, (1, "lowered from 64: 1 image, of which a batch repeats none")),
@@ -65,7 +65,7 @@ def test_the_learning_rate_grows_with_the_batch_and_spares_trained_weights() -> 
 def test_steps_are_asked_for_as_steps_or_epochs() -> None:
     assert defaults.asked_steps(100, 8, None, None) is None
     assert defaults.asked_steps(100, 8, 3, None) == (36, "3 epochs of 12 steps")
-    assert defaults.asked_steps(100, 8, 3, 50) == (50, "asked")
+    assert defaults.asked_steps(100, 8, 3, 50) == (50, "given")
     assert defaults.asked_steps(3, 8, 1, None) == (1, "1 epoch of 1 step")
     for epochs, steps, flag in ((0, None, "--epochs 0"), (None, -1, "--steps -1")):
         with pytest.raises(UserError, match=f"{flag} is not positive"):

@@ -135,8 +135,8 @@ def test_a_c4_detector_takes_a_backbone_in_both_halves_and_is_a_start_itself(sce
         ("run", {}, "batch norm: train (statistics of 4 images at a time)"),
         ("run", {"accumulate": 2}, "batch norm: frozen (2 images at a time are too few for statistics of their own)"),
         ("run", {"batch_size": 1}, "batch norm: frozen (1 image at a time are too few for statistics of their own)"),
-        ("run", {"batch_norm": "frozen"}, "batch norm: frozen (asked)"),
-        ("scratch", {"batch_norm": "sync"}, "batch norm: sync (asked)"),
+        ("run", {"batch_norm": "frozen"}, "batch norm: frozen (given)"),
+        ("scratch", {"batch_norm": "sync"}, "batch norm: sync (given)"),
     ],
 )
 def test_the_batch_norm_fits_the_start_unless_it_is_said(
@@ -174,6 +174,22 @@ def test_a_fraction_is_the_nested_subset_named_in_the_log(scenes: Path, tmp_path
     assert "4 of 10 labelled images, with " in text
     assert f" boxes (nested 0.4, seed 3, hash {subset.hash[:12]})" in text
     assert RunDir(tmp_path / "run").read_config()["fraction"]["hash"] == subset.hash
+
+
+def test_a_fraction_without_a_box_is_warned_of(scenes: Path, tmp_path: Path) -> None:
+    labels = json.loads((scenes / "train.json").read_text())
+    ids = fraction_subset([record.image_id for record in load_labels(scenes / "train.json").records], 0.1, 0).image_ids
+    labels["annotations"] = [each for each in labels["annotations"] if each["image_id"] not in ids]
+    (tmp_path / "train.json").write_text(json.dumps(labels))
+    tiny_finetune(
+        scenes,
+        tmp_path / "run",
+        data=str(tmp_path / "train.json"),
+        images=str(scenes / "images"),
+        fraction=0.1,
+        steps=1,
+    )
+    assert "warning: no box in the chosen images (1 of 10)" in log(tmp_path / "run")
 
 
 def test_the_published_splits_are_another_scheme(scenes: Path, tmp_path: Path) -> None:

@@ -70,10 +70,10 @@ def test_metrics_hold_losses_health_and_the_matches_before_and_after(pretrained:
 def test_the_log_gives_each_choice_with_its_reason_and_the_figures_in_words(pretrained: Path) -> None:
     text = (pretrained / "log.txt").read_text()
     for line in (
-        "batch size: 4 (asked)",
-        "steps: 5 (asked)",
+        "batch size: 4 (given)",
+        "steps: 5 (given)",
         "learning rate: 0.0046875 (0.3 × 4/256, for 15 images)",
-        "queue length: 64 (asked)",
+        "queue length: 64 (given)",
         "pure chance is log(64 + 1) = 4.17",
         "Dense matches hit exactly the true cell in",
         f"backbone: {pretrained / 'backbone.safetensors'}",

@@ -60,7 +60,7 @@ def test_the_command_shows_held_out_images_with_labels_and_detections(
     assert "not finished" not in shown
     assert shown.count("with detected boxes") == 5
     # What the run was told, and what was reused of its start, is read from the run as it was written.
-    for said in ("asked for", "usually", "backbone</td>", "share reused", "100.0%", "torchvision"):
+    for said in ("given", "usually", "backbone</td>", "share reused", "100.0%", "torchvision"):
         assert said in html
 
 

@@ -154,7 +154,7 @@ def _what_was_run(whole: WholeRun, usual: Usual) -> Section:
         chosen = setting_rows(stage.config, usual.get(stage.kind, {}), stage.reasons).chosen
         of = f" of the {stage.kind} stage" if len(whole.stages) > 1 else ""
         if chosen:
-            caption = f"Settings{of} that were asked for, differ from the usual, or follow from the data."
+            caption = f"Settings{of} that were given, differ from the usual, or follow from the data."
             items.append(Table(["setting", "value", "why"], chosen, caption))
     if noted := list(dict.fromkeys(events(whole.log))):
         items += [Text("What happened on the way:"), Points(noted)]

@@ -49,7 +49,7 @@ def setting_rows(config: Mapping[str, Any], usual: Mapping[str, Any], reasons: M
         reason = reasons.get(short, "")
         row: Row = [short, shown(value)]
         if default is ... or reason == ASKED:
-            chosen.append([*row, "asked for"])
+            chosen.append([*row, ASKED])
         elif reason == "default" or _same(value, default):
             as_usual.append(row)
         elif default is None or default == "auto":

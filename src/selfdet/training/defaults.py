@@ -12,7 +12,7 @@ from selfdet.errors import UserError
 from selfdet.training.log import plural
 from selfdet.training.optimizers import OptimizerName
 
-ASKED = "asked"
+ASKED = "given"
 # Of this many images on a data set counts as large, for which the papers' ImageNet settings are taken, not COCO's.
 LARGE = 500_000
 # Images a step where nothing is asked, on a CPU and on a GPU.

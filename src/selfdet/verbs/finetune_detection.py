@@ -96,8 +96,13 @@ class Detection(Task[Labels, HeldOut, Detector, LabelledDataset]):
     def remarks(
         self, labels: Labels, chosen: Labels, held_out: HeldOut | None, dataset: LabelledDataset
     ) -> Iterator[str]:
-        """What is left out, and which objects have no mask."""
+        """What is left out, that no box is chosen, and which objects have no mask."""
         yield from left_out(labels, held_out)
+        if not any(len(record.boxes) for record in chosen.records):
+            yield (
+                f"warning: no box in the chosen images ({len(chosen)} of {len(labels)}): a detector learns from them "
+                "that nothing is there. Take a larger --fraction or another --seed"
+            )
         if dataset.with_masks:
             yield from without_masks(dataset, held_out)
 

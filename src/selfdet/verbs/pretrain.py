@@ -20,12 +20,10 @@ from selfdet.verbs.pretrain_backbone import backbone_length, pretrain_backbone
 from selfdet.verbs.pretrain_boxes import ProposalSettings, are_proposals, pretrain_boxes
 from selfdet.verbs.pretrain_detector import DetectorStageSettings, detector_length, pretrain_detector
 from selfdet.verbs.report import report_at_the_end
-from selfdet.verbs.stages import Call, StageSettings
+from selfdet.verbs.stages import BACKBONE, TEMPERATURES, Call, StageSettings
 
 StageName = Literal["proposals", "backbone", "detector"]
 STAGES: tuple[StageName, ...] = ("proposals", "backbone", "detector")
-BACKBONE = "resnet50"
-TEMPERATURES = {"densecl": 0.2, "moco": 0.2, "simclr": 0.1}
 
 
 def pretrain(

@@ -35,7 +35,9 @@ from selfdet.training.runtime import Runtime, start_runtime
 from selfdet.verbs.finetune_choices import PartScales, labelled_subset
 from selfdet.verbs.finetune_detection import Detection
 from selfdet.verbs.finetune_segmentation import Segmentation
+from selfdet.verbs.pretrain_detector import DetectorStageSettings
 from selfdet.verbs.report_segmentation import Shown, segmentation_images
+from selfdet.verbs.stages import BACKBONE, TEMPERATURES
 
 SHOWN = 6  # images that a detector is tried on
 OURS = b'<meta name="generator" content="selfdet">'
@@ -105,9 +107,6 @@ def usual_settings(whole: WholeRun) -> dict[str, dict[str, Any]]:
         usual |= {"scale_jitter": job.jitter}
         scales = {f"lr_scale.{name}": value for name, value in asdict(PartScales()).items()}
         return {"finetune": usual | scales | {"fraction.fraction": usual["fraction"]}}
-    from selfdet.verbs.pretrain import BACKBONE, TEMPERATURES
-    from selfdet.verbs.pretrain_detector import DetectorStageSettings
-
     method = next((stage.config.get("method") for stage in whole.stages if stage.kind == "backbone"), None)
     temperature = {"temperature": TEMPERATURES[method]} if method in TEMPERATURES else {}
     usual |= {"backbone": BACKBONE}

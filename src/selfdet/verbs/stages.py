@@ -16,6 +16,9 @@ from selfdet.training.runtime import Runtime
 from selfdet.training.snapshots import snapshot_epochs
 from selfdet.training.stage import Stage, default_workers, open_stage
 
+BACKBONE = "resnet50"  # where none is named
+TEMPERATURES = {"densecl": 0.2, "moco": 0.2, "simclr": 0.1}
+
 Part = Literal["backbone", "detector"]
 Settings = TypeVar("Settings", bound="StageSettings")
 
