@@ -28,23 +28,23 @@ from selfdet.training.stop import Interrupted
 Verb = Callable[..., Any]
 
 VERBS: dict[str, str] = {
-    "demo": "Everything below on generated scenes, in minutes on a laptop.",
-    "check": "Look at images and labels: what is wrong, what is odd; labels in another format.",
-    "shard": "Write images into tar shards, for many of them on slow or remote disks.",
-    "proposals": "Find boxes that may hold objects, without labels.",
-    "pretrain": "Pre-train from unlabelled images.",
+    "demo": "Run every step on generated scenes, in minutes on a laptop.",
+    "check": "Report what is wrong or odd with images and labels; convert labels.",
+    "shard": "Write images into tar shards, for many images on slow or remote disks.",
+    "proposals": "Find boxes that may contain objects, without labels.",
+    "pretrain": "Pre-train backbone, neck and head of a detector from unlabelled images.",
     "finetune": "Train a detector on labelled images, from scratch or from a pre-trained start.",
-    "compare": "Measure which start is best, with how many labels, and how sure that is.",
+    "compare": "Measure which start is best with how many labels, and how certain that is.",
     "evaluate": "Measure a detector's COCO AP on labelled images.",
-    "predict": "Find objects in images: COCO results and pictures with boxes.",
+    "predict": "Find objects in images; write COCO results and pictures with boxes.",
     "probe": "Measure what a backbone's frozen features tell apart, in seconds.",
     "correspond": "Show which places of two views backbones take for the same, and which are.",
-    "doctor": "Check this machine and installation; what to put into a bug report.",
+    "doctor": "Check this machine and installation; print what a bug report needs.",
     "export": "Write a detector or backbone for use without selfdet.",
-    "import-weights": "Make weights of another program a start for training.",
-    "push": "Put weights on the Hugging Face hub, or into a folder like it.",
-    "pull": "Fetch weights from the Hugging Face hub as a start.",
-    "report": "Show a run on one page: what was done, what came of it, in pictures and words.",
+    "import-weights": "Convert another program's weights into a start for training.",
+    "push": "Upload weights to the Hugging Face hub, or to a folder like it.",
+    "pull": "Download weights from the Hugging Face hub as a start.",
+    "report": "Show a run on one page: settings, results and curves, in pictures and words.",
 }
 
 OUR_FAULT = "This is a fault of selfdet: please report it with the traceback on stderr"

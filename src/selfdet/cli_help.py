@@ -52,7 +52,7 @@ def _entry(flag: Flag) -> str:
     glued = glued.replace(" ", "\xa0")  # the default stays on one line
     lines = textwrap.wrap(f"{flag.description} {glued}".strip(" "), width)
     right = textwrap.indent("\n".join(lines), " " * COLUMN).replace("\xa0", " ")
-    return f"{left:{COLUMN}}{right.lstrip()}" if len(left) < COLUMN else f"{left}\n{right}".rstrip()
+    return f"{left:{COLUMN}}{right.lstrip()}" if len(left) < COLUMN - 1 else f"{left}\n{right}".rstrip()
 
 
 def default_words(flag: Flag) -> str:

@@ -41,12 +41,12 @@ def check(
     Nothing is changed. Findings are no error: the exit code is 0.
 
     Args:
-        images: folder (nested or flat), glob, text list or COCO JSON; those of the labels alone if not given.
+        images: folder (nested or flat), glob, text list or COCO JSON; only the labels' images if not given.
         data: labels: COCO JSON, a Pascal VOC folder or list, YOLO's data.yaml; none are checked if not given.
-        val_data: labels of the other split, likewise, in which images of the first are looked for.
-        detector: whose levels the sizes of the boxes are held against.
-        image_size: long side at which it will see the images, pixels; as finetune would choose if not given.
-        out: folder to make, for report.html with pictures of the worst, or for converted labels.
+        val_data: labels of the validation split, checked likewise; images that are in both splits are reported.
+        detector: detector whose levels the box sizes are compared with.
+        image_size: long side of the images in that detector, pixels; what finetune would choose if not given.
+        out: folder to make, for report.html with pictures of the worst findings, or for converted labels.
         convert: format in which to write the labels to `out`.
         workers: processes; chosen from the cores and the number of images if not given.
 

@@ -80,7 +80,7 @@ def compare(
         init: a start, repeated: scratch, a run directory, a weights file (also torchvision's of a whole detector) or
             library:NAME; the others are compared with the first.
         data: labels to train on, as in finetune.
-        val_data: labels to evaluate on, once a cell, of any of these; none of its images may be in `data`.
+        val_data: labels to evaluate on, once per cell, in the same formats; none of its images may be in `data`.
         out: folder to make; refused when not empty, unless resuming.
         task: detection, by AP, or segmentation, by mIoU.
         images: folder of the label files' images; beside each label file if not given.
@@ -88,30 +88,32 @@ def compare(
         backbone: architecture of all cells; that of the starts, or else resnet50, if not given.
         fractions: shares of the labelled images; 0.01 0.05 0.1 0.2 1.0 if neither these nor shots are given.
         shots: numbers of images of each class.
-        seeds: how many, 0, 1, …: of the labelled images, new weights, views and order; an interval needs 5.
-        epochs: passes over the labelled images; 24 within 400…12,000 steps if not given.
+        seeds: number of seeds (0, 1, …) of the labelled images, new weights, views and order; a confidence interval
+            needs 5.
+        epochs: passes over the labelled images; 24, but at least 400 and at most 12,000 steps, if not given.
         steps: optimiser steps of each cell, overrides epochs; follows from epochs if not given.
-        batch_size: images an optimiser step; 8 if not given, fewer where there are fewer images.
+        batch_size: images per optimiser step; 8 if not given, fewer where there are fewer images.
         image_size: long side of the images, pixels; the data's own, at most 800, if not given.
         crop_size: for segmentation, side of the squares that training images are cut to, as in finetune.
-        scale_jitter: smallest and largest share of image_size at which a training image is shown; 0.8 1.0, for
-            segmentation 0.5 2.0, if not given.
+        scale_jitter: smallest and largest scale of a training image, relative to image_size; 0.8 1.0, or 0.5 2.0 for
+            segmentation, if not given.
         lr: peak learning rate of all cells; chosen for each start if not given.
         lr_grid: multiples of the usual learning rate (see finetune) to choose from.
         tune_fraction: share of the labelled images on which learning rates are tried, with seed 0; they are scored on
             training images outside of it.
         weight_decay: weight decay of SGD.
         warmup_steps: steps of linear warm-up; a tenth of a cell, at most 500, if not given.
-        batch_norm: of the backbone, one for all starts; auto freezes it for small batches if no start is from scratch.
-        neck: of faster_rcnn, as in finetune.
+        batch_norm: batch norm of the backbone, the same for all starts; auto freezes it for small batches if no start
+            is from scratch.
+        neck: neck of faster_rcnn, as in finetune.
         fpn_channels: width of the feature pyramid; that of the starts, or else 256, if not given.
         head_convs: convolutions in each tower of a one-stage detector; those of the starts, or else 4, if not given.
-        box_head: of an R-CNN; that of the starts, or else 2fc, if not given.
-        queries: of a DETR, objects that it may find in an image; as many as the starts have, or else 100 (detr) or 300,
-            if not given.
-        keep_box_outputs: keep the layers that give boxes of the starts that have them.
-        accumulate: micro-batches an optimiser step is computed in.
-        clip: bound of the gradient norm; 0 for none.
+        box_head: box head of an R-CNN; that of the starts, or else 2fc, if not given.
+        queries: queries of a DETR: how many objects it can find in an image; as many as the starts have, or else 100
+            (detr) or 300, if not given.
+        keep_box_outputs: keep the layers that output boxes in the starts that have them.
+        accumulate: micro-batches per optimiser step.
+        clip: largest gradient norm; 0 for no limit.
         curve_points: evaluations of a cell on training images outside its labels, for its curve, and one before the
             first step; 0 for none.
         outside_images: how many such images at most, for curves and for learning rates.

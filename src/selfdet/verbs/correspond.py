@@ -49,15 +49,15 @@ def correspond(
         out: folder to make: correspondence.html, where cells can be pointed at, a PNG for each threshold, figures.json.
         init: run directory, weights file, library:NAME or scratch; repeat it for several in one figure.
         images: folder, glob, text list or COCO JSON; two seeded views are made of each image, as for pre-training.
-        pair: two image files, instead of images; each is shown as a whole, and nobody knows what corresponds.
+        pair: two image files, instead of images; each is shown whole, and no match is marked right or wrong.
         point: x and y in pixels of the first image: a map of its similarity to every cell of the other view.
-        thresholds: least cosine similarities of a match, -1…1; 0.9 and 0.5 if not given.
-        over_time: instead of each run its snapshots (pretrain --snapshots), in order.
-        backbone: architecture of weights that don't say theirs; resnet50 if not given.
+        thresholds: smallest cosine similarities of a match, -1…1; 0.9 and 0.5 if not given.
+        over_time: show the snapshots of each run (pretrain --snapshots), in order, instead of the run.
+        backbone: architecture, if the weights don't record theirs; resnet50 if not given.
         image_size: side of a view, pixels.
-        pairs: images that are counted, spread over all.
-        shown: images that are drawn, the first of those counted.
-        seed: of the views and of the untrained network.
+        pairs: images to count matches in, spread over all.
+        shown: images to draw, the first of those counted.
+        seed: seed of the views and of the untrained network.
         threads: CPU threads; 0 for torch's choice.
 
     Raises: UserError for images that can't be read, views too small, a threshold or point out of range.

@@ -66,8 +66,8 @@ def demo(
 
     Args:
         out: folder to make, for scenes, runs, pictures and report.html; refused when not empty, unless resuming.
-        size: standard takes less than eight minutes on two cores, tiny less than one and learns nothing.
-        seed: of scenes, weights, views and the labelled fraction.
+        size: standard takes less than eight minutes on two cores; tiny takes less than one, and learns nothing.
+        seed: seed of scenes, weights, views and the labelled fraction.
         precision: auto takes bf16 where the hardware multiplies it.
         threads: CPU threads; 0 for torch's choice.
         resume: continue a demo that was interrupted, or say where a finished one is.

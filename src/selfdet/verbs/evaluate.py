@@ -41,12 +41,12 @@ def evaluate(
     Args:
         init: run directory or weights file made by finetune.
         data: labels: COCO JSON; a Pascal VOC folder or list (ImageSets/Main/NAME.txt), for which VOC's own AP is
-            measured too; YOLO's data.yaml with its split, data.yaml:val. Of a segmenter as in finetune.
+            measured too; YOLO's data.yaml with its split, data.yaml:val. For a segmenter as in finetune.
         images: folder of the label file's images; beside the label file if not given.
         out: file for the detections as COCO results JSON; none is written if not given.
         image_size: long side of the images, pixels; the run's own if not given.
         miss_rate: measure the log-average miss rate too, as is usual for pedestrians; see docs/how-to-pedestrians.md.
-        sliding: let a segmenter see images through windows of the size it was trained on, not as a whole.
+        sliding: let a segmenter process images in windows of its training size, not as a whole.
         batch_size: images at a time; changes speed only.
         precision: auto takes bf16 where the hardware multiplies it.
         devices: number of processes on this machine that share the images; those that torchrun or srun has started,

@@ -41,10 +41,11 @@ def export(
         init: run directory or weights file, of pretrain or finetune.
         to: library or format that it is for; docs/how-to-weights.md has what each takes.
         out: folder to make; refused when not empty.
-        part: backbone for that of a detector or segmenter alone.
-        nms: whether a graph suppresses boxes that overlap, in if not given, or leaves it to what runs it.
-        opset: of ONNX, 18 to 23; 18 if not given.
-        licence: of the weights, for the card that goes along; unknown if not given.
+        part: backbone: export only the backbone of a detector or segmenter.
+        nms: whether non-maximum suppression is in the graph (in, if not given) or left to the program that runs it
+            (out).
+        opset: ONNX opset, 18 to 23; 18 if not given.
+        licence: licence of the weights, for the card; unknown if not given.
 
     Raises: UserError when `init` names nothing to export or something of another library, or `out` is not empty;
     ExportMismatchError when the result behaves differently.

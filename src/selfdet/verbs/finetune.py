@@ -97,60 +97,61 @@ def finetune(
             segmentation COCO JSON with polygons, a Pascal VOC folder or list (ImageSets/Segmentation/NAME.txt),
             Cityscapes' gtFine/train, or a folder of PNG masks.
         out: run directory to make; refused when not empty, unless resuming.
-        task: detection, or segmentation for a class of every pixel.
+        task: detection, or segmentation (a class for every pixel).
         images: folder of the label file's images; beside the label file if not given.
-        val_data: labels to evaluate on during training; OUT/best.pt keeps the best by AP of boxes, and may be named as
-            --init, of segmentation by mIoU; none if not given.
+        val_data: labels to evaluate on during training; OUT/best.pt keeps the best weights, by AP of boxes or, for
+            segmentation, by mIoU, and can be used as --init; none if not given.
         detector: detector to train; the start's own, or else fcos, if not given. mask_rcnn learns masks too, and
             starts from a faster_rcnn as well.
         backbone: architecture; the start's own, or else resnet50, if not given.
         fraction: share of the labelled images to train on, 0…1; smaller ones are contained in larger ones.
         fraction_scheme: nested, or coco-splits for the published COCO splits (where --seed is their fold).
-        epochs: passes over the chosen images; 24 within 400…12,000 steps if not given.
+        epochs: passes over the chosen images; 24, but at least 400 and at most 12,000 steps, if not given.
         steps: optimiser steps, overrides epochs; follows from epochs if not given.
-        batch_size: images an optimiser step, over all processes and micro-batches; 8 if not given, fewer where
-            there are fewer images.
+        batch_size: images per optimiser step, over all processes and micro-batches; 8 if not given, fewer where there
+            are fewer images.
         image_size: long side of the images, pixels; the data's own, at most 800, if not given.
         crop_size: for segmentation, side of the squares that training images are cut to, pixels; image_size, at most
             512, if not given.
-        scale_jitter: smallest and largest share of image_size at which a training image is shown; 0.8 1.0, for
-            segmentation 0.5 2.0, if not given.
-        lr: peak learning rate; if not given 0.01 at batch 16, 0.02 for R-CNNs, 0.0001 with adamw, in proportion to
-            the batch.
+        scale_jitter: smallest and largest scale of a training image, relative to image_size; 0.8 1.0, or 0.5 2.0 for
+            segmentation, if not given.
+        lr: peak learning rate; if not given, in proportion to the batch: 0.01 at batch 16, 0.02 for R-CNNs, 0.0001 with
+            adamw.
         lr_scale: learning rate of single parts, as a multiple of lr; 1 if not given.
         weight_decay: weight decay of the optimiser; 0.05 is usual with adamw.
         norm_decay: weight decay of norms and of transformers' tables of positions; that of all others if not given.
         optimizer: sgd with momentum 0.9, or adamw, as transformers are trained; adamw for them, else sgd, if not given.
         warmup_steps: steps of linear warm-up; a tenth of the run, at most 500, if not given.
-        lr_steps: steps from which on the learning rate is divided by ten; three quarters and eleven twelfths of the
-            run if not given.
-        batch_norm: of the backbone: trained, frozen, or synchronised over processes; auto chooses by the start.
-        neck: of faster_rcnn: a pyramid, or c4, the map of stride 16 with a ResNet's last stage as the box head; the
-            start's own, or else fpn, if not given.
+        lr_steps: steps after which the learning rate is divided by ten; three quarters and eleven twelfths of the run
+            if not given.
+        batch_norm: batch norm of the backbone: trained, frozen, or synchronised over processes; auto chooses by the
+            start.
+        neck: neck of faster_rcnn: fpn, a feature pyramid, or c4, the map of stride 16 with a ResNet's last stage as the
+            box head; the start's own, or else fpn, if not given.
         fpn_channels: width of the feature pyramid; the start's own, or else 256, if not given.
         head_convs: convolutions in each tower of a one-stage detector, or before a segmenter's classifier; the start's
-            own, or else 4, of a segmenter 2, if not given.
-        box_head: of an R-CNN, 4conv1fc is the one that AlignDet's authors pre-train; the start's own, or else 2fc, if
+            own, or else 4 (2 for a segmenter), if not given.
+        box_head: box head of an R-CNN; 4conv1fc is what AlignDet's authors pre-train; the start's own, or else 2fc, if
             not given.
-        queries: of a DETR, objects that it may find in an image; the start's own, or else 100 (detr) or 300, if not
-            given.
-        masks: of cascade_rcnn, learn masks too, where the start has not; labels without any teach boxes alone.
-        keep_box_outputs: keep the start's layers that give boxes, which don't depend on the classes, where it has them;
-            else they start afresh, as those that give classes always do.
-        accumulate: micro-batches an optimiser step is computed in.
-        clip: bound of the gradient norm; 0 for none.
-        seed: of the fraction, new weights, views and order.
+        queries: queries of a DETR: how many objects it can find in an image; the start's own, or else 100 (detr) or
+            300, if not given.
+        masks: let cascade_rcnn learn masks even if the start has none; objects without a mask train boxes alone.
+        keep_box_outputs: keep the start's layers that output boxes, which don't depend on the classes, if it has them;
+            otherwise they start from random weights, as the layers that output classes always do.
+        accumulate: micro-batches per optimiser step.
+        clip: largest gradient norm; 0 for no limit.
+        seed: seed of the fraction, new weights, views and order.
         workers: loader processes; chosen from the cores if not given.
-        preset: usual settings for a kind of machine: laptop, one-gpu or eight-gpu, see the reference; what follows
-            from data and machine if not given.
+        preset: settings for a kind of machine: laptop, one-gpu or eight-gpu, see docs/how-to-settings.md; chosen from
+            data and machine if not given.
         precision: auto takes bf16 where the hardware multiplies it.
         devices: number of processes on this machine, or auto.
         nodes: number of machines.
         threads: CPU threads of a process; 0 for torch's choice.
         log_every: steps between rows of metrics.jsonl.
         save_every: steps between checkpoints.
-        snapshots: epochs, 0 for the start, after which the weights are kept in OUT/snapshots/; none if not given.
-        loggers: where figures go besides metrics.jsonl: tensorboard, wandb, both; nowhere if not given.
+        snapshots: epochs after which the weights are kept in OUT/snapshots/, 0 for the start; none if not given.
+        loggers: where else to send the figures of metrics.jsonl: tensorboard, wandb, or both; nowhere if not given.
         evaluate_every: steps between evaluations on val_data; five in a run if not given.
         max_time: minutes after which the run is saved and stopped; 0 for no limit.
         resume: continue the run in `out`.

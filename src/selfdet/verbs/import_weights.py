@@ -46,17 +46,17 @@ def import_weights(
     Args:
         file: .safetensors, .pt, .pth, .ckpt or detectron2's .pkl; of transformers, the folder.
         out: weights file to write.
-        format: whose file it is; auto goes by its names.
-        part: what of it; the detector of mmdet, aligndet and transformers, of all others the backbone, if not given. Of
-            detectron2 it may be the detector, too; of MoCo v2 and DenseCL, pretraining: heads, key encoder and queues
-            as well, so that `pretrain --stages backbone` goes on with the same method.
-        backbone: the network, where its shapes don't tell (other networks of timm than ResNets, ViTs and Swins).
+        format: program that wrote the file; auto recognises it from the names in it.
+        part: what to take; if not given, the detector from mmdet, aligndet and transformers, and the backbone from all
+            others. detector is possible for detectron2 too; pretraining, for MoCo v2 and DenseCL, also takes heads, key
+            encoder and queues, so that `pretrain --stages backbone` continues with the same method.
+        backbone: the network, if its shapes don't tell (timm networks other than ResNets, ViTs and Swins).
         pixels: what the network was trained on: rgb, normalised as the library does; bgr, the same with blue first;
-            caffe, blue first in 0…255 with the mean taken off. What isn't rgb becomes so, in the first convolution.
-            rgb if not given; files of detectron2 are of every kind, and need it.
-        classes: names of a detector's classes, where the file doesn't name them.
-        image_size: long side (px) that a detector's images will have, of an R-CNN at least 784; 1333 if not given.
-        settings: the config.py of mmdet's training of a detector, where the file itself has none: an FCOS needs it.
+            caffe, blue first in 0…255 with the mean taken off. bgr and caffe are converted to rgb in the first
+            convolution. rgb if not given; required for detectron2, whose files are of all kinds.
+        classes: names of a detector's classes, if the file doesn't name them.
+        image_size: long side of a detector's images, pixels, at least 784 for an R-CNN; 1333 if not given.
+        settings: the config.py with which mmdet trained the detector, if the file itself has none: an FCOS needs it.
 
     Raises: UserError when the file is missing, damaged, of another format or another network, or not finite, and when
     `out` exists.

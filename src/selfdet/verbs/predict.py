@@ -51,10 +51,10 @@ def predict(
         images: folder (nested or flat), glob, text list or COCO JSON.
         out: folder to make, for results.json, or masks/ of a segmenter, images.json (the id of every image) and
             pictures/.
-        threshold: lowest score that is drawn, 0…1; 0.3 if not given; results.json keeps every detection.
+        threshold: lowest score to draw, 0…1; 0.3 if not given; results.json keeps every detection.
         pictures: images to draw, from the first on.
         image_size: long side of the images, pixels; the run's own if not given.
-        sliding: let a segmenter see images through windows of the size it was trained on, not as a whole.
+        sliding: let a segmenter process images in windows of its training size, not as a whole.
         batch_size: images at a time; changes speed only.
         precision: auto takes bf16 where the hardware multiplies it.
         threads: CPU threads; 0 for torch's choice.

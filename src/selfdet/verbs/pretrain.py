@@ -87,18 +87,18 @@ def pretrain(
         method: densecl contrasts local features besides global ones; moco is MoCo v2, global only; simclr contrasts the
             images of a batch among each other, without queue and key encoder.
         backbone: torchvision ResNet or any timm model with feature maps; resnet50 if not given.
-        backbone_weights: start of the backbone: `library` for the library's weights, a file, or a run (of a fine-tuned
-            one its backbone); random if not given.
-        detector: the detector to train, which finetune takes from here.
-        stages: what to run; all three if not given, with backbone_weights those two without `backbone`.
-        boxes: file of boxes to take instead of searching: one of selfdet proposals as it is, anybody else's (COCO JSON
-            or results) through the filters of proposals_stage.
-        epochs: passes over the images, of each training stage; chosen from their number if not given.
+        backbone_weights: initial weights of the backbone: `library` for the library's weights, a file, or a run (from a
+            fine-tuned one, its backbone); random if not given.
+        detector: detector to train; finetune continues with it.
+        stages: stages to run; if not given all three, or all but `backbone` with backbone_weights.
+        boxes: file of boxes to use instead of searching: one from selfdet proposals is used as it is, any other (COCO
+            JSON or results) goes through the filters of proposals_stage.
+        epochs: passes over the images in each training stage; chosen from the number of images if not given.
         steps: optimiser steps, overrides epochs; follows from epochs if not given.
-        batch_size: images an optimiser step, over all processes and micro-batches; if not given 64 on a CPU and 256 on
-            a GPU for the backbone, 8 and 16 for the detector, lowered where there are fewer images.
-        image_size: of a view, pixels: the side for the backbone, the long side for the detector; if not given 224, and
-            the images' own, at most 800.
+        batch_size: images per optimiser step, over all processes and micro-batches; if not given, 64 on a CPU and 256
+            on a GPU for the backbone, 8 and 16 for the detector, lowered where there are fewer images.
+        image_size: size of a view, pixels: for the backbone its side, 224 if not given; for the detector its long side,
+            the images' own up to 800 if not given.
         lr: peak learning rate; chosen from the number of images and the batch if not given.
         proposals_stage: how boxes are found and filtered.
         backbone_stage: the five settings above, and snapshots, for this stage alone.
@@ -108,33 +108,34 @@ def pretrain(
         dense_warmup: steps over which λ rises from 0 (densecl).
         matching: how query cells find their key cell (densecl).
         negatives: what the dense queue keeps of an image: its pooled vector or sampled cells (densecl).
-        grid: side of the grid of cells that the maps are pooled to; the maps as they are if not given (densecl).
-        temperature: τ of the losses of the backbone stage; 0.2, for simclr 0.1, if not given.
+        grid: side of the grid of cells that the maps are pooled to; unpooled if not given (densecl).
+        temperature: τ of the backbone stage's losses; 0.2, or 0.1 for simclr, if not given.
         queue_length: keys kept as negatives; chosen from the number of images if not given (densecl, moco).
-        momentum: share of the key encoder that stays at each step (densecl, moco).
+        momentum: share of the key encoder that is kept at each step (densecl, moco).
         key_batch_norm: `split` normalises the permuted key batch in groups, so that statistics can't name the positive
             (densecl, moco).
-        accumulate: micro-batches an optimiser step is computed in.
-        clip: bound of the gradient norm; 0 for none; if not given none for the backbone, 10 for the detector.
-        neck: of faster_rcnn: a pyramid, fpn, if not given. On c4 there is only the backbone to pre-train.
+        accumulate: micro-batches per optimiser step.
+        clip: largest gradient norm; 0 for no limit; if not given, no limit for the backbone and 10 for the detector.
+        neck: neck of faster_rcnn: fpn, a feature pyramid, if not given; with c4 there is only the backbone to
+            pre-train.
         fpn_channels: width of the feature pyramid; 256 if not given.
         head_convs: convolutions in each tower of a one-stage detector; 4 if not given.
-        box_head: of an R-CNN; 4conv1fc is the one that AlignDet's authors pre-train, 2fc if not given.
-        queries: of a DETR, objects that it may find in an image; 100 (detr) or 300 if not given.
+        box_head: box head of an R-CNN; 2fc if not given; 4conv1fc is what AlignDet's authors pre-train.
+        queries: queries of a DETR: how many objects it can find in an image; 100 (detr) or 300 if not given.
         train_backbone: let the detector stage train the backbone too.
-        seed: of weights, views and order.
+        seed: seed of weights, views and order.
         workers: loader processes; chosen from the cores if not given.
-        preset: usual settings for a kind of machine: laptop, one-gpu or eight-gpu, see the reference; what follows
-            from data and machine if not given.
+        preset: settings for a kind of machine: laptop, one-gpu or eight-gpu, see docs/how-to-settings.md; chosen from
+            data and machine if not given.
         precision: auto takes bf16 where the hardware multiplies it.
         devices: number of processes on this machine, or auto.
         nodes: number of machines.
         threads: CPU threads of a process; 0 for torch's choice.
         log_every: steps between rows of metrics.jsonl.
         save_every: steps between checkpoints.
-        snapshots: epochs, 0 for the start, after which each training stage keeps its weights in `snapshots/`; none if
+        snapshots: epochs after which each training stage keeps its weights in `snapshots/`, 0 for the start; none if
             not given.
-        loggers: where figures go besides metrics.jsonl: tensorboard, wandb, both; nowhere if not given.
+        loggers: where else to send the figures of metrics.jsonl: tensorboard, wandb, or both; nowhere if not given.
         max_time: minutes after which the run is saved and stopped; 0 for no limit.
         resume: continue the run in `out`.
 

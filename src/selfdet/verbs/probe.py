@@ -59,18 +59,18 @@ def probe(
         init: run directory, weights file, library:NAME or scratch; repeat it for several in one table.
         images: the labels' folder of images; without data a folder with a folder for each class.
         data: labels, of any format that finetune reads.
-        val_data: labels to judge by; if not given, a part of the images of data, drawn anew for each of the seeds.
+        val_data: labels to evaluate on; if not given, a part of the images of data, drawn anew for each of the seeds.
         out: folder to make for probe.json and probe.png; none is written if not given.
-        over_time: instead of each run its snapshots (pretrain --snapshots), in order.
-        backbone: architecture of weights that don't say theirs; resnet50 if not given.
+        over_time: show the snapshots of each run (pretrain --snapshots), in order, instead of the run.
+        backbone: architecture, if the weights don't record theirs; resnet50 if not given.
         image_size: side that images are scaled to, whatever their shape, pixels; boxes cut out to half of it.
         limit: boxes, or images, that are looked at; drawn by the seed.
         min_side: boxes with a shorter side, pixels of the file, are left out.
         background: places of the same sizes where nothing is labelled, as a class of their own.
         neighbours: nearest neighbours that vote, weighted by their similarity.
-        held_out: share of the images to judge by, 0…1.
+        held_out: share of the images to evaluate on, 0…1.
         seeds: splits that the mean is over.
-        seed: of the draw, the splits and the untrained network.
+        seed: seed of the draw, the splits and the untrained network.
         batch_size: pictures at a time; changes speed only.
         threads: CPU threads; 0 for torch's choice.
 

@@ -72,28 +72,31 @@ def proposals(
     Args:
         images: folder (nested or flat), glob, text list, COCO JSON or tar shards; no labels are read.
         out: COCO JSON to write, with one class `object`.
-        boxes: file of boxes to filter, COCO JSON or a list of COCO results, in place of a search.
-        init: run directory or detector file whose detections are filtered in place of a search, as boxes of no class.
+        boxes: file of boxes to filter, COCO JSON or a list of COCO results, instead of a search.
+        init: run directory or detector file whose detections are filtered instead of a search; their classes are
+            ignored.
         data: labels, of COCO, Pascal VOC or YOLO, to measure recall by; none is measured if not given.
         side: long side in pixels that images are shrunk to for the search; boxes are in the original's pixels.
-        scales: of the segmentation (k), each used in two colour spaces; larger ones give larger first regions.
-        min_side: both sides of a box have at least this share of the image's long side.
-        max_aspect: long side over short side of a box, at most; 5 for pedestrians.
-        max_size: square root of a box's share of the image's area, at most.
-        iou: a box that overlaps one before it by more is left out; 1 keeps all.
-        top_k: boxes an image, at most; 0 for no limit.
-        clusters: pseudo classes to tell the boxes apart by, for transformers such as detr; 0 for none. With --resume
-            they are added to a finished file.
-        backbone: network that the clusters are of; that of backbone_weights, else resnet50, if not given.
+        scales: scales k of the initial segmentation, each used in two colour spaces; larger ones give larger initial
+            regions.
+        min_side: smallest side of a box, as a share of the image's long side.
+        max_aspect: largest ratio of a box's long side to its short side; 5 for pedestrians.
+        max_size: largest square root of a box's share of the image's area.
+        iou: a box that overlaps an earlier one by a larger IoU is left out; 1 keeps all.
+        top_k: largest number of boxes per image; 0 for no limit.
+        clusters: number of pseudo classes to sort the boxes into, for transformers such as detr; 0 for none. With
+            --resume they are added to a finished file.
+        backbone: network whose features are clustered; that of backbone_weights, else resnet50, if not given.
         backbone_weights: its weights, as for pretrain: `library`, a file or a run.
-        seed: of the jitter in the order of the boxes, and of the clusters; side and scales belong to the search alone.
-        image_timeout: seconds the search may take for an image, else it is left out and counted; 0 for no limit.
+        seed: seed of the random part of the boxes' order, and of the clusters.
+        image_timeout: seconds that the search may take per image; beyond that the image is left out and counted; 0 for
+            no limit.
         workers: processes of a search; chosen from the cores and the number of images if not given.
         image_size: long side of the images that the detector of `init` sees, pixels; the run's own if not given.
-        precision: of that detector; auto takes bf16 where the hardware multiplies it.
+        precision: precision of that detector; auto takes bf16 where the hardware multiplies it.
         threads: CPU threads of detector and backbone; 0 for torch's choice.
         preview: write a sheet of pictures with boxes beside `out`.
-        resume: continue a run that was interrupted; of a finished one, say what it found.
+        resume: continue a run that was interrupted, or repeat what a finished one found.
     Raises: UserError when no image or no box is found, `out` exists, or boxes, labels or run do not fit; Interrupted
     after saving when stopped.
 

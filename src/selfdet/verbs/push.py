@@ -29,9 +29,9 @@ def push(
     Args:
         init: run directory or weights file, of pretrain, finetune or import-weights.
         to: hf://user/name, hf://user/name@branch, or a folder.
-        licence: of the weights, for the card; unknown if not given.
-        overwrite: replace weights that are there; they are left alone if not given.
-        public: make a new repository one that everybody sees.
+        licence: licence of the weights, for the card; unknown if not given.
+        overwrite: replace existing weights; they are left alone if not given.
+        public: make a new repository public.
 
     Raises: UserError when `init` names nothing trained, weights are there already, or the hub refuses.
 

@@ -58,7 +58,7 @@ def report(
     Args:
         init: run directory.
         out: HTML file to write; report.html in the run's folder if not given.
-        precision: of the detector that is shown at work; auto takes bf16 where the hardware multiplies it.
+        precision: precision of the detector that is shown at work; auto takes bf16 where the hardware multiplies it.
         threads: CPU threads; 0 for torch's choice.
 
     Raises: UserError when `init` is no run or the file can't be written.

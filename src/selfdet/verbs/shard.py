@@ -54,8 +54,8 @@ def shard(
         out: folder to make, for `shards-000000.tar` and so on; refused when not empty, unless resuming.
         shard_size: bytes of images in a shard, at most, such as 512MB or 1GiB.
         per_shard: images in a shard, at most; as many as its size allows if not given.
-        seed: of the order.
-        workers: files that are read at once.
+        seed: seed of the order.
+        workers: files to read at once.
         resume: continue where it was interrupted, with the same images.
 
     Raises: UserError when no image is found or can be read, the disk is full, or `out` holds something else;
