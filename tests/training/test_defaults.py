@@ -21,9 +21,9 @@ def record(width: int, height: int) -> ImageRecord:
     [
         (100, None, 1, (64, "default")),
         (100, 32, 1, (32, "given")),
-        (20, None, 1, (20, "lowered from 64: 20 images, of which a batch repeats none")),
-        (21, 32, 4, (20, "lowered from 32: 21 images, of which a batch repeats none")),
-        (1, None, 1, (1, "lowered from 64: 1 image, of which a batch repeats none")),
+        (20, None, 1, (20, "lowered from 64 for 20 images: a batch repeats none")),
+        (21, 32, 4, (20, "lowered from 32 for 21 images: a batch repeats none")),
+        (1, None, 1, (1, "lowered from 64 for 1 image: a batch repeats none")),
     ],
 )
 def test_a_batch_is_lowered_to_what_there_is_in_whole_shares(

@@ -210,7 +210,7 @@ def test_boxes_that_are_left_out_are_counted(scenes: Path, tmp_path: Path) -> No
 
 def test_fewer_images_than_a_batch_lower_it(scenes: Path, tmp_path: Path) -> None:
     tiny_finetune(scenes, tmp_path / "run", batch_size=64, accumulate=4, steps=1)
-    assert "batch size: 8 (lowered from 64: 10 images, of which a batch repeats none)" in log(tmp_path / "run")
+    assert "batch size: 8 (lowered from 64 for 10 images: a batch repeats none)" in log(tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_ends_with_exit_code_2_and_a_sound_checkpoint(

@@ -75,7 +75,7 @@ def test_the_log_gives_each_choice_with_its_reason_and_the_figures_in_words(pret
         "learning rate: 0.0046875 (0.3 × 4/256, for 15 images)",
         "queue length: 64 (given)",
         "pure chance is log(64 + 1) = 4.17",
-        "Dense matches hit exactly the true cell in",
+        "Dense matches hit the true cell exactly in",
         f"backbone: {pretrained / 'backbone.safetensors'}",
     ):
         assert line in text
@@ -162,7 +162,7 @@ def test_one_image_is_enough_where_its_map_is_more_than_a_cell(scenes: Path, tmp
     one = str(scenes / "images" / "val_00000.jpg")
     answer = tiny_pretrain(scenes, tmp_path / "run", images=one, steps=2)
     assert math.isfinite(answer["loss"])
-    assert "batch size: 1 (lowered from 4: 1 image, of which a batch repeats none)" in capfd.readouterr().err
+    assert "batch size: 1 (lowered from 4 for 1 image: a batch repeats none)" in capfd.readouterr().err
     with pytest.raises(UserError, match="one image of 32 px at a time leaves batch norm one value"):
         tiny_pretrain(scenes, tmp_path / "small", images=one, steps=2, image_size=32)
     assert not (tmp_path / "small").exists()

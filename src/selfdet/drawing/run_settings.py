@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from selfdet.training.defaults import ASKED
+from selfdet.training.rundir import flat_settings
 
 Row = list[str | int | float | None]
 
@@ -38,7 +39,7 @@ def setting_rows(config: Mapping[str, Any], usual: Mapping[str, Any], reasons: M
     by_data: list[Row] = []
     as_usual: list[Row] = []
     facts: list[Row] = []
-    for name, value in _flat(config):
+    for name, value in flat_settings(config):
         short = next((name.removeprefix(group) for group in _GROUPS if name.startswith(group)), name)
         if name in _TOLD or (short != name and short in config and config[short] == value):
             continue
@@ -76,11 +77,3 @@ def _same(value: Any, default: Any) -> bool:
     if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
         return list(value) == list(default)
     return bool(value == default)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

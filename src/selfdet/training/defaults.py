@@ -61,7 +61,7 @@ def batch_size(images: int, asked: int | None, usual: int, shares: int = 1, why:
             f"{plural(images, 'image')} can't be shared by {shares} processes and micro-batches",
             "Use fewer --devices or a smaller --accumulate",
         )
-    return Default(lowered, f"lowered from {wanted}: {plural(images, 'image')}, of which a batch repeats none")
+    return Default(lowered, f"lowered from {wanted} for {plural(images, 'image')}: a batch repeats none")
 
 
 def queue_length(images: int) -> Default:

@@ -244,8 +244,8 @@ def _match_words(last: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[
         return
     now, before = last["match_accuracy"], first["match_accuracy"]
     sentence = (
-        f"Dense matches hit exactly the true cell in {now:.1%} (median error {last['match_error_px']:.0f} px), "
-        f"before training in {before:.1%} ({first['match_error_px']:.0f} px), guesses in {last['match_chance']:.1%}."
+        f"Dense matches hit the true cell exactly in {now:.1%} (median error {last['match_error_px']:.0f} px), "
+        f"before training in {before:.1%} ({first['match_error_px']:.0f} px); guessing in {last['match_chance']:.1%}."
     )
     margin = NOISES * last.get("match_noise", 0.0)
     if first.get("step") == last.get("step"):

@@ -125,8 +125,8 @@ class RunDir:
         return config
 
     def _compare(self, config: Mapping[str, Any]) -> None:
-        stored = dict(_flat(self.read_config()))
-        asked = dict(_flat(yaml.safe_load(yaml.safe_dump(_plain(dict(config))))))
+        stored = dict(flat_settings(self.read_config()))
+        asked = dict(flat_settings(yaml.safe_load(yaml.safe_dump(_plain(dict(config))))))
         for name in dict.fromkeys([*asked, *stored]):
             if name in FREE_ON_RESUME or stored.get(name, UNNAMED.get(name)) == asked.get(name):
                 continue
@@ -203,11 +203,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Settings with those inside others named as flags are: `lr_scale.neck`."""
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat_settings(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
