@@ -10,6 +10,7 @@ import pytest
 from example_verb import StageSettings, bake
 from selfdet.cli_flags import arguments, flags_of
 from selfdet.errors import UserError
+from selfdet.verbs.pretrain import pretrain
 
 INPUTS = ["--images", "photos", "--out", "runs/one"]
 
@@ -116,6 +117,22 @@ def test_a_later_yaml_file_wins(tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text("epochs: 2\n")
     got = given("--config", str(tmp_path / "one.yaml"), str(tmp_path / "two.yaml"))
     assert (got["epochs"], got["lr"]) == (2, 1.0)
+
+
+def test_a_flag_wins_over_what_a_yaml_file_says_of_a_stage_or_of_the_length_in_the_other_way(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("detector-stage: {epochs: 12, batch-size: 16, lr: 0.02, samples: 5, momentum: 0.5}\nsteps: 90\n")
+    words = ["--images", "photos", "--out", "runs/pre", "--config", str(file)]
+
+    def pretraining(*typed: str) -> tuple[Any, ...]:
+        got = arguments("pretrain", pretrain, [*words, *typed])
+        stage = got["detector_stage"].over(**{name: got[name] for name in ("epochs", "steps", "batch_size", "lr")})
+        return stage.epochs, stage.steps, stage.batch_size, stage.lr, stage.samples, stage.momentum
+
+    assert pretraining() == (12, None, 16, 0.02, 5, 0.5)
+    assert pretraining("--steps", "2", "--batch-size", "4") == (None, 2, 4, 0.02, 5, 0.5)
+    assert pretraining("--epochs", "3", "--lr", "0.1", "--momentum", "0.9") == (3, None, 16, 0.1, 5, 0.5)
+    assert pretraining("--detector-stage.steps", "3", "--steps", "2") == (None, 3, 16, 0.02, 5, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from selfdet.cli_types import choices, expectation, is_list, members
 from selfdet.errors import UserError, shown
 
 REQUIRED = inspect.Parameter.empty
+LENGTHS = ("epochs", "steps")  # two ways to give one length
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,29 @@ def arguments(verb: str, function: Callable[..., Any], words: Sequence[str]) -> 
     typed.pop("json", None)
     given: dict[str, Given] = {}
     for file in typed.pop("config", Given([], "")).value:
-        given |= read_yaml(config_file(verb, file), flags, verb)
-    given |= typed
+        given = _over(given, read_yaml(config_file(verb, file), flags, verb), flags)
+    given = _over(given, typed, flags)
     missing = [flag.name for flag in flags if flag.default is REQUIRED and flag.key not in given]
     if missing:
         raise UserError(f"{verb} needs {' and '.join(missing)}", f"`selfdet {verb} --help` shows an example")
     return _convert(function, given, {flag.key: flag for flag in flags})
+
+
+def _over(below: dict[str, Given], above: dict[str, Given], flags: Iterable[Flag]) -> dict[str, Given]:
+    """What was given first and what was given over it, which replaces more than the same keys.
+
+    A length replaces one that was given the other way, and a flag what a stage would have in its place: settings of
+    stages that are None follow the flag of their name.
+    """
+    replaced: set[str] = set()
+    for key in above:
+        group, dot, leaf = key.rpartition(".")
+        same = LENGTHS if leaf in LENGTHS else (leaf,)
+        replaced |= {f"{group}{dot}{name}" for name in same}
+        if not group:
+            followers = (flag for flag in flags if flag.group and flag.default is None)
+            replaced |= {flag.key for flag in followers if flag.key.rpartition(".")[2] in same}
+    return {key: value for key, value in below.items() if key not in replaced} | above
 
 
 def read_words(verb: str, words: Sequence[str], flags: Iterable[Flag]) -> dict[str, Given]:

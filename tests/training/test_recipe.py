@@ -43,3 +43,12 @@ def test_a_batch_is_shared_evenly_by_processes_and_micro_batches() -> None:
     assert refused.value.hint == "Use a multiple of 15"
     with pytest.raises(UserError, match="can't be shared"):
         Recipe(**{**RECIPE, "batch_size": 2, "accumulate": 4}).images_per_pass(1)
+
+
+def test_a_run_made_shorter_says_what_of_its_schedule_it_does_not_reach() -> None:
+    assert Recipe(**{**RECIPE, "steps": 12_000, "schedule": "step", "lr_steps": (9000, 11_000)}).remarks() == []
+    late, warm = Recipe(
+        **{**RECIPE, "steps": 9000, "schedule": "step", "lr_steps": (4000, 9000, 11_000), "warmup_steps": 9000}
+    ).remarks()
+    assert "a run of 9,000 steps ends before step 9,000 and 11,000" in late
+    assert "is all warm-up" in warm

@@ -53,6 +53,15 @@ class Recipe:
             raise UserError(f"--lr-steps: the learning rate is of the schedule {self.schedule} here", "Leave it out")
         _check("max_time", self.max_time, self.max_time >= 0, "0 or more minutes")
 
+    def remarks(self) -> list[str]:
+        """What does not fit a run of this length, as a line each: of published settings that were made shorter."""
+        run, lines = plural(self.steps, "step"), []
+        if late := [f"{step:,}" for step in self.lr_steps or () if step >= self.steps]:
+            lines.append(f"warning: a run of {run} ends before step {' and '.join(late)}, where the rate would fall")
+        if self.warmup_steps >= self.steps:
+            lines.append(f"warning: a run of {run} is all warm-up, which lasts {self.warmup_steps:,}")
+        return lines
+
     def images_per_pass(self, processes: int) -> int:
         """Images of one forward pass of one process.
 

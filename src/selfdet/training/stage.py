@@ -83,6 +83,8 @@ class Stage:
             self.reporter.line(report.table())
         for name, choice in choices.items():
             self.reporter.line(choice.line(name))
+        for line in self.recipe.remarks():
+            self.reporter.line(line)
         if self.start:
             self.reporter.line(f"continuing after step {self.start} of {self.recipe.steps}")
 
