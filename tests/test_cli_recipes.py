@@ -38,7 +38,7 @@ def settings(found: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 def written(value: Any) -> str:
     """A number as it is written in the recipe."""
-    return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,9 @@ def test_every_setting_of_every_recipe_is_that_of_the_one_line_of_the_table_abou
     used = set()
     for name in NAMES:
         own = [row for row in table if fnmatchcase(name, row["recipe"])]
-        for setting, value in settings(content(name)):
+        said = dict(settings(content(name)))
+        assert {row["setting"] for row in own if not row["setting"].startswith("(")} <= said.keys(), name
+        for setting, value in said.items():
             lines = [row for row in own if row["setting"] == setting]
             assert [row["value"] for row in lines] == [value], f"{setting} of {name}"
             used.add(id(lines[0]))
