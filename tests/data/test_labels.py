@@ -211,6 +211,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     (broken("annotations", 3, category_id=3), "annotation 4 has the unknown category_id 3"),
     (broken("annotations", 3, image_id=99), "annotation 4 has the unknown image_id 99"),
     (broken("annotations", 3, bbox=[1, 2, 3]), 'annotation 4 has no "bbox" of four numbers'),
+    (broken("annotations", 3, ignore="0"), "annotation 4 has the ignore '0'"),
     (broken("categories", 0, name=None), 'category 7 has no "name"'),
     ({**coco(), "categories": [], "annotations": []}, '"categories" is empty'),
     ({"images": [], "annotations": []}, 'it has no list "categories"'),

@@ -116,7 +116,7 @@ def test_detections_far_too_low_for_a_subset_are_not_held_against_it() -> None:
 def test_a_subset_that_cannot_be_measured_is_none_and_says_why() -> None:
     rates = miss_rates(labels(person(1)), [found()])
     assert [rates[name] for name in ("reasonable", "small", "heavy_occlusion")] == [None] * 3
-    assert rates["not_measured"]["small"] == "1 objects lack vis_ratio, vis_bbox and vbox"
+    assert rates["not_measured"]["small"] == "1 object without vis_ratio (0…1), vis_bbox or vbox"
     seen = miss_rates(labels(person(1, vis_ratio=1.0)), [found()])
     assert seen["reasonable"] == pytest.approx(1e-10)
     assert seen["not_measured"] == {"small": "no such object", "heavy_occlusion": "no such object"}
@@ -149,6 +149,18 @@ def test_what_is_visible_is_a_share_or_a_box() -> None:
     assert visible_share({"bbox": PERSON, "vis_bbox": [10.0, 10.0, 40.0, 25.0]}) == 0.25
     assert visible_share({"bbox": PERSON, "vbox": [0.0, 0.0, 400.0, 250.0]}) == 1.0
     assert visible_share({"bbox": PERSON}) is None
+
+
+def test_what_is_no_share_and_no_box_does_not_say_what_is_visible() -> None:
+    for share in (math.nan, math.inf, -0.5, 65, "0.5", None, True):
+        assert visible_share({"bbox": PERSON, "vis_ratio": share}) is None
+        assert visible_share({"bbox": PERSON, "vis_ratio": share, "vbox": [10.0, 10.0, 40.0, 50.0]}) == 0.5
+    for box in ([0, 0, -40, -100], [0, 0, math.inf, 1], [0, 0, math.nan, 1], [40, 100], "box"):
+        assert visible_share({"bbox": PERSON, "vis_bbox": box}) is None
+    assert visible_share({"bbox": PERSON, "vis_ratio": 1.02}) == 1.0
+    percent = miss_rates(labels(person(1, vis_ratio=65)), [found()])
+    assert percent["reasonable"] is None
+    assert "0…1" in percent["not_measured"]["reasonable"]
 
 
 @pytest.mark.parametrize("seed", range(4))

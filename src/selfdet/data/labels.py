@@ -215,10 +215,12 @@ def _check_annotations(coco: dict[str, Any], file: Path) -> None:
                 f'label file {file}: annotation {entry["id"]} has no "bbox" of four numbers',
                 "A box is [x, y, width, height] in pixels",
             )
-        if entry.setdefault("iscrowd", 0) not in (0, 1):
-            raise UserError(
-                f"label file {file}: annotation {entry['id']} has the iscrowd {shown(entry['iscrowd'])}", "It is 0 or 1"
-            )
+        entry.setdefault("iscrowd", 0)
+        for key in ("iscrowd", "ignore"):
+            if entry.get(key, 0) not in (0, 1):
+                raise UserError(
+                    f"label file {file}: annotation {entry['id']} has the {key} {shown(entry[key])}", "It is 0 or 1"
+                )
         entry["bbox"] = given if all(map(math.isfinite, box)) else box
         area = to_float(entry.get("area"))
         if area is None or not math.isfinite(area):

@@ -12,12 +12,15 @@ import numpy as np
 
 from selfdet.data.untrusted import to_float
 from selfdet.evaluation.detection import percent
+from selfdet.training.log import plural
 
 # False positives an image at which the miss rate is read: nine, evenly in the logarithm from 0.01 to 1.
 REFERENCES = 10.0 ** np.linspace(-2, 0, 9)
 LOWEST = 1e-10  # a miss rate of 0 has no logarithm
 # Fields of an annotation that say how much of an object is seen: a share of 0…1, or a box [x, y, width, height].
 SHARE, BOXES = "vis_ratio", ("vis_bbox", "vbox")
+# A share may be a little above 1, as visible boxes are drawn by hand; much more is percent, or a mistake.
+MOST = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ def miss_rates(
 
     Returns for each of `SUBSETS` the mean over the classes in 0…1, None where it can't be measured; "per_class",
     name → the same figures; "not_measured", subset → the reason in words. How much of an object is visible is read from
-    its `vis_ratio` (0…1), else `vis_bbox` or `vbox` ([x, y, width, height]) as a share of its `bbox`; without it for
-    every object that is not ignored only "all" is measured. Boxes without area are left out.
+    its `vis_ratio` (0…1), else `vis_bbox` or `vbox` ([x, y, width, height]) as a share of its `bbox`; unless every
+    object that is not ignored has one of these only "all" is measured. Boxes without area are left out.
 
     Source: Dollár et al. 2012, Pedestrian Detection: An Evaluation of the State of the Art, sections 3.1 and 3.2;
     subsets: Zhang et al. 2017, CityPersons, arXiv 1702.05693, in the ranges of its evaluation program.
@@ -93,7 +96,7 @@ def miss_rates(
         known = [value for figures in per_class.values() if (value := figures[name]) is not None]
         means[name] = float(np.mean(known)) if known else None
         if unseen and subset.visible:
-            reasons[name] = f"{unseen} objects lack {SHARE}, {' and '.join(BOXES)}"
+            reasons[name] = f"{plural(unseen, 'object')} without {SHARE} (0…1), {' or '.join(BOXES)}"
         elif not known:
             reasons[name] = "no such object"
     return {**means, "per_class": per_class, "not_measured": reasons}
@@ -101,13 +104,14 @@ def miss_rates(
 
 def visible_share(entry: Mapping[str, Any]) -> float | None:
     """The share of an annotation's box that is seen, 0…1; None where the label file doesn't say."""
-    if (share := to_float(entry.get(SHARE))) is not None:
-        return share
+    if (share := to_float(entry.get(SHARE))) is not None and 0 <= share <= MOST:
+        return min(1.0, share)
     for name in BOXES:
         seen = entry.get(name)
         sides = [to_float(value) for value in seen[2:]] if isinstance(seen, list) and len(seen) == 4 else []
-        if len(sides) == 2 and sides[0] is not None and sides[1] is not None:
-            return float(min(1.0, sides[0] * sides[1] / (entry["bbox"][2] * entry["bbox"][3])))
+        found = [side for side in sides if side is not None and 0 <= side < math.inf]
+        if len(found) == 2:
+            return float(min(1.0, found[0] * found[1] / (entry["bbox"][2] * entry["bbox"][3])))
     return None
 
 
