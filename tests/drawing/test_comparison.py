@@ -103,8 +103,9 @@ def test_masks_have_verdicts_and_bars_of_their_own(usual: Usual) -> None:
 
 def test_the_miss_rate_has_verdicts_columns_and_figures_where_it_was_measured(usual: Usual, tmp_path: Path) -> None:
     gains = {"scratch": 0.0, "imagenet": -0.03, "aligndet": -0.05}
+    unseen = {"not_measured": {"heavy_occlusion": "20 objects without vis_ratio"}}
     cells = [
-        cell(start, seed, 0.2, miss_rate={"all": 0.8 + gain + 0.001 * seed, "reasonable": None} | NONE)
+        cell(start, seed, 0.2, miss_rate={"all": 0.8 + gain + 0.001 * seed, "reasonable": None} | NONE | unseen)
         for start, gain in gains.items()
         for seed in range(5)
     ]
@@ -113,6 +114,7 @@ def test_the_miss_rate_has_verdicts_columns_and_figures_where_it_was_measured(us
     assert "−5.0 MR⁻² with 20 images, 95 % −5.0…−5.0, n = 5" in text
     assert "MR all" in text
     assert "MR reasonable" not in text
+    assert "Not measured: heavy occlusion (20 objects without vis_ratio)." in text
     assert "MR⁻²" not in usual[1]
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -176,8 +176,8 @@ def _steps(comparison: Comparison, names: Mapping[str, str], pictures: Path) -> 
 
 
 def _missed(comparison: Comparison, names: Mapping[str, str]) -> Iterator[Section]:
-    """Verdicts on the miss rate, where it was measured."""
-    if not comparison.miss_keys:
+    """Verdicts on the miss rate, where it was asked for, and what of it the labels did not allow."""
+    if not comparison.miss_keys and not comparison.not_missed:
         return
     base = names[comparison.base]
     rows: list[list[str | int | float | None]] = [
@@ -197,6 +197,8 @@ def _missed(comparison: Comparison, names: Mapping[str, str]) -> Iterator[Sectio
     items: list[Item] = [Text(about)]
     if rows:
         items.append(Table(["objects", "start", f"against {base}"], rows, "Points of MR⁻², seed by seed."))
+    if left := [f"{name.replace('_', ' ')} ({why})" for name, why in comparison.not_missed.items()]:
+        items.append(Text(f"Not measured: {', '.join(left)}."))
     yield Section("Miss rate", items)
 
 

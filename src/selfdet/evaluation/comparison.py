@@ -79,6 +79,12 @@ class Comparison:
         found = [cell["miss_rate"] for cell in self.finetuned if "miss_rate" in cell]
         return [key for key, name in MISS_KEYS.items() if any(rates[name] is not None for rates in found)]
 
+    @property
+    def not_missed(self) -> dict[str, str]:
+        """Those objects whose miss rate was asked for and can't be measured, and why; the same for all cells."""
+        asked = [cell["miss_rate"] for cell in self.finetuned if "miss_rate" in cell]
+        return dict(asked[0].get("not_measured", {})) if asked else {}
+
 
 @dataclass(frozen=True)
 class Amount:
