@@ -119,6 +119,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_of_the_verb(capfd: Capture
         error = json.loads(capfd.readouterr().out)["error"]
         assert error["message"] == f"--config {asked} is no file and no recipe of pretrain"
         assert says in error["hint"]
+    assert cli.main(["pretrain", "--config", "pedestrians.yaml", *words]) == 2
+    assert "--config pedestrians" in json.loads(capfd.readouterr().out)["error"]["hint"]
     assert cli.main(["pretrain", "--config", "voc-c4-resnet50-24k", *words]) == 2
     assert "is for selfdet finetune, not pretrain" in json.loads(capfd.readouterr().out)["error"]["message"]
 

@@ -25,7 +25,11 @@ def config_file(verb: str, named: str) -> Path:
     Raises: UserError for a bare name that is neither.
     """
     path, recipe = expanded(named), FOLDER / f"{named}.yaml"
-    if path.is_file() or path.suffix or len(path.parts) > 1:
+    if path.is_file() or len(path.parts) > 1:
+        return path
+    if path.suffix and path.stem in recipes(verb):
+        raise UserError(f"--config {named} does not exist", f"The recipe of that name is taken by --config {path.stem}")
+    if path.suffix:
         return path
     if recipe.is_file():
         return recipe

@@ -43,6 +43,7 @@ class TestListing:
 
     def test_a_link_back_to_a_folder_above_is_not_followed_for_ever(self, folder: Path) -> None:
         (folder / "nested" / "loop").symlink_to(folder)
+        (folder / "itself").symlink_to("itself")
         assert names(list_images(folder), folder) == ["b.png", "nested/a.JPG", "nested/deep/c.jpg"]
 
     def test_a_glob_reaches_any_depth_and_keeps_images_only(self, folder: Path) -> None:

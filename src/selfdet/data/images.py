@@ -271,13 +271,12 @@ def _walk(folder: str) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if not entry.is_dir():
-                if is_image(entry.name):
-                    yield entry.path
-            elif entry.is_symlink():
-                linked.append(entry.path)
-            else:
+            if entry.is_dir(follow_symlinks=False):
                 own.append(entry.path)
+            elif entry.is_symlink() and os.path.isdir(entry.path):  # of a link to itself entry.is_dir() raises
+                linked.append(entry.path)
+            elif is_image(entry.name):
+                yield entry.path
 
 
 def _listed(file: Path, absent_too: bool) -> list[Path]:
