@@ -20,7 +20,7 @@ from selfdet.detectors.base import Detector
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.interchange.weights import differing, read_weights, write_safetensors
-from selfdet.models.backbones import Backbone, build_backbone, evaluating
+from selfdet.models.backbones import Backbone, build_backbone, evaluating, without_weights
 from selfdet.models.plain_vit import fitted_images, told_stride
 
 BOX_TOLERANCE = 0.05  # px of the image; the same arithmetic in another process gives 0
@@ -202,11 +202,12 @@ def check_images(image_size: int) -> list[Tensor]:
 
 
 def at_zero(detector: Detector) -> Detector:
-    """The detector a second time, with a score threshold of 0."""
+    """The detector a second time, with the same weights in memory and a score threshold of 0."""
     config = detector.config()
     options = {**config["options"], "score_threshold": 0.0}
-    again = DETECTORS[config["detector"]](config["num_classes"], build_backbone(config["backbone"]), **options)
-    again.net.load_state_dict(detector.net.state_dict())
+    with without_weights():
+        again = DETECTORS[config["detector"]](config["num_classes"], build_backbone(config["backbone"]), **options)
+    again.net.load_state_dict(detector.net.state_dict(), assign=True)
     return again
 
 

@@ -57,6 +57,7 @@ def taken_detector(
 
 
 def fill_detector(detector: Detector, state: Mapping[str, torch.Tensor]) -> None:
-    """Load tensors by the detector's own names into it; what is not among them stays as it is."""
+    """Make tensors by the detector's own names its own, without copying them; what is not among them stays as it is."""
     own = detector.net.state_dict()
-    detector.net.load_state_dict(full_tensors(own, {name: state.get(name, value) for name, value in own.items()}))
+    filled = full_tensors(own, {name: state.get(name, value) for name, value in own.items()})
+    detector.net.load_state_dict(filled, assign=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from selfdet.interchange.mmdet_one_stage import read_one_stage
 from selfdet.interchange.mmdet_rcnn import read_rcnn
 from selfdet.interchange.mmdet_shared import IMAGE_SIZE, Given, read_settings, settings_text
 from selfdet.interchange.notes import check_note, read_note
-from selfdet.models.backbones import build_backbone
+from selfdet.models.backbones import build_backbone, without_weights
 from selfdet.training.checkpoint import check_tensors
 
 SELFDET = "selfdet"  # under which selfdet's own files say in `meta` what else they were written from
@@ -96,7 +97,9 @@ def import_detector(
     with torch.device("meta"):
         shapes = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
     report = taken_detector(shapes, ours, pretrained, str(path), reading.keep_box_outputs)
-    detector = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
+    # The file's own tensors become the detector's, but for last layers that start afresh.
+    with nullcontext() if pretrained else without_weights():
+        detector = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
     fill_detector(detector, ours)
     return ImportedDetector(detector, names, size, report, said, left, pretrained, own.get("category_ids"))
 

@@ -21,7 +21,7 @@ from selfdet.detectors.queries import QueryDetector, pixel_mask
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import State, torchvisions_name
-from selfdet.interchange.imported import ImportedDetector, taken_detector
+from selfdet.interchange.imported import ImportedDetector, fill_detector, taken_detector
 from selfdet.interchange.notes import check_note
 from selfdet.interchange.starts import MODEL
 from selfdet.interchange.transformers_settings import (
@@ -87,7 +87,7 @@ def import_transformers(
     read_weights(file)  # refuses what is damaged or not finite before the library sees it
     theirs, state = _loaded(library(key), kind, file, config, detector)
     report = taken_detector(detector, state, False, str(file), True)
-    detector.net.load_state_dict({**_buffers(detector), **state}, assign=True)
+    fill_detector(detector, state)
     _check_same(theirs, detector, file)
     ids = own["category_ids"] if own.get("classes") == told and "category_ids" in own else range(len(names))
     return ImportedDetector(detector, names, size, report, said, category_ids=ids)
@@ -151,11 +151,6 @@ def _flat(name: str) -> str:
     takes a network apart, transformers has ResNets by other names."""
     name = name.removeprefix(BODY).removeprefix("_backbone.")
     return torchvisions_name(name).replace(".", "_")
-
-
-def _buffers(detector: QueryDetector) -> State:
-    """What files lack and a network has by itself: counts of batches."""
-    return {each: value for each, value in detector.net.state_dict().items() if each.endswith("num_batches_tracked")}
 
 
 @torch.no_grad()
