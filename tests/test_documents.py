@@ -47,6 +47,7 @@ WIDTHS = {"--image-size": "64", "--fpn-channels": "64", "--head-convs": "1", "--
 SMALL = {
     "import-weights": {"--backbone": "test_resnet"},
     "proposals": {"--workers": "1"},
+    "probe": {"--min-side": "4"},
     "pretrain": {"--steps": "2", "--batch-size": "4", "--backbone": "test_resnet", **WIDTHS},
     "finetune": {"--steps": "2", "--fraction": "0.5", **WIDTHS},
     "segmentation": {"--steps": "2", "--image-size": "64", "--crop-size": "48"},

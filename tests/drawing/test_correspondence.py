@@ -16,7 +16,7 @@ from tests.evaluation.patches import noise, pixels
 
 from selfdet.data.geometry import Crop, view_affine
 from selfdet.data.views import Recipe, ViewPair, render
-from selfdet.drawing.correspondence import BESIDE, RIGHT, WRONG, Row, draw_heat, draw_matches, match_kinds
+from selfdet.drawing.correspondence import BESIDE, RIGHT, WRONG, Row, bends, draw_heat, draw_matches, match_kinds
 from selfdet.drawing.correspondence_page import write_page
 from selfdet.evaluation.correspondence import Matches, Pair, counts, match_pairs, mutual_nearest
 
@@ -56,6 +56,16 @@ def test_right_beside_and_wrong_are_three_kinds() -> None:
     found = Matches(similarity, *mutual_nearest(similarity), size=20, true=true, points=points)
     assert match_kinds(found) == [RIGHT, BESIDE, WRONG, WRONG]
     assert match_kinds(replace(found, true=None, points=None)) is None
+
+
+def test_level_lines_of_one_row_are_bent_apart_within_their_row() -> None:
+    similarity = torch.eye(16)
+    found = Matches(similarity, *mutual_nearest(similarity), size=64)
+    bent = bends(found, torch.arange(16) != 0)  # the first row draws three lines, the others four
+    by_row = [[bent[place] for place in range(16) if int(found.query[place]) // 4 == row] for row in range(4)]
+    assert by_row[0][0] == 0.0
+    assert [len(set(row)) for row in by_row[1:]] == [4, 4, 4]
+    assert max(map(abs, bent)) < 64 / 4 / 2
 
 
 def test_names_with_markup_are_text_and_only_the_pages_own_script_may_run(written: Path) -> None:

@@ -28,6 +28,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
             ("runs/b", "finetune", 0.1, None),
             ("runs/b", "finetune", 0.01, 0.5),
             ("runs/b", "rate", 0.1, 0.5),
+            ("scratch", "finetune", 0.1, 0.02),
         ]
     ]
     models = [{"init": None, "scores": scores(0.3)}, *({"init": init, "scores": scores(0.6)} for init in SETTINGS)]
@@ -45,12 +46,15 @@ def test_each_start_stands_at_its_setting_with_its_own_figures(
     files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(trade, "plot_trade", lambda panels, out, **words: drawn.update(panels))
+    monkeypatch.setattr(trade, "plot_trade", lambda panels, out, **words: drawn.update(panels=panels, **words))
     draw_trade(SETTINGS, *files, tmp_path / "out.png", fraction=0.1)
-    detection, probed = drawn.values()
+    detection, probed = drawn["panels"].values()
     assert detection == {"detection": {0.0: [5.0, pytest.approx(7.0)], 0.5: [9.0]}}
-    assert probed["boxes, linear"] == {0.0: [60.0, pytest.approx(70.0)], 0.5: [60.0, pytest.approx(70.0)]}
-    assert set(probed) == {"boxes, linear", "boxes, knn"}
+    assert probed["linear"] == {0.0: [60.0, pytest.approx(70.0)], 0.5: [60.0, pytest.approx(70.0)]}
+    assert set(probed) == {"linear", "nearest neighbours"}
+    scratch, untrained = drawn["levels"].values()
+    assert scratch == {"from scratch": [2.0]}
+    assert untrained["untrained, linear"] == [30.0, 40.0]
 
 
 def test_the_figure_is_drawn_also_where_something_is_missing(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -61,6 +61,14 @@ def test_a_network_that_sees_the_pixels_is_right_everywhere_on_equal_views() -> 
     }
 
 
+def test_many_pairs_are_matched_in_parts_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = [pair(SAME, Crop(0, 4 * place, SIZE, SIZE)) for place in range(5)]
+    whole = match_pairs(pixels(), several)
+    monkeypatch.setattr("selfdet.evaluation.correspondence.PIXELS_AT_ONCE", 4 * SIZE**2)
+    for one, other in zip(whole, match_pairs(pixels(), several), strict=True):
+        assert torch.allclose(one.similarity, other.similarity, atol=1e-6)
+
+
 def test_a_view_that_lies_a_cell_to_the_right_matches_a_cell_to_the_left() -> None:
     (found,) = match_pairs(pixels(), [pair(SAME, Crop(0, 16, SIZE, SIZE))])
     sure = found.values > 0.99

@@ -98,6 +98,8 @@ def test_names_are_short_and_no_two_are_alike(pretrained: Path, tmp_path: Path) 
     several = name_backbones(["library:resnet18", str(pretrained)])
     assert [each.name for each in several] == ["untrained resnet18", f"untrained {BACKBONE}", "library:resnet18", name]
     assert [each.name for each in name_backbones(["scratch"], "resnet18")] == ["untrained"]
+    with pytest.raises(UserError, match=f"--backbone resnet18 and --init .* disagree: that is a {BACKBONE}"):
+        name_backbones([str(pretrained)], "resnet18")
 
 
 @pytest.mark.parametrize(
@@ -106,12 +108,14 @@ def test_names_are_short_and_no_two_are_alike(pretrained: Path, tmp_path: Path) 
         ({"thresholds": [1.5]}, "--thresholds 1.5 is no cosine"),
         ({"thresholds": []}, "--thresholds is empty"),
         ({"image_size": 16}, "--image-size 16"),
+        ({"image_size": 0}, "--image-size is 0"),
         ({"image_size": 32}, "leaves a single cell"),
         ({"point": (5000, 3)}, "--point 5000,3 is not in the first view"),
         ({"shown": 0}, "--shown is 0"),
         ({"images": None}, "needs images or a pair"),
         ({"init": ["nowhere"]}, "nowhere does not exist"),
         ({"init": ["scratch", "scratch"]}, "given twice"),
+        ({"init": ["scratch", "./scratch"]}, "given twice"),
     ],
 )
 def test_what_cannot_be_meant_is_said(changes: dict[str, Any], message: str, scenes: Path, tmp_path: Path) -> None:

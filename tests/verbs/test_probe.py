@@ -102,7 +102,8 @@ def test_background_lies_where_nothing_is_labelled(scenes: Path) -> None:
         ({"neighbours": 1000}, "are fewer than 1000 neighbours"),
         ({"min_side": 500.0}, "has no box"),
         ({"held_out": 1.0}, "--held-out is 1"),
-        ({"image_size": 32}, "--image-size 16"),
+        ({"image_size": 32}, "--image-size 32: boxes are cut out to half of it"),
+        ({"image_size": 0}, "--image-size is 0"),
         ({"data": None, "images": "nowhere"}, "probe needs classes"),
         ({"init": ["nowhere"]}, "nowhere does not exist"),
         ({"batch_size": 0}, "--batch-size is 0"),
@@ -112,6 +113,19 @@ def test_what_cannot_be_probed_is_said(changes: dict[str, Any], message: str, sc
     given = {"init": ["scratch"], "backbone": BACKBONE, "data": str(scenes / "train.json"), **SMALL}
     with pytest.raises(UserError, match=message):
         probe(**{**given, **changes})
+
+
+def test_a_class_of_one_image_is_named_and_two_of_them_are_refused(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders / "class 2").mkdir()
+    shutil.move(next((folders / "class 1").iterdir()), folders / "class 2")
+    probe(init=["scratch"], backbone=BACKBONE, images=str(folders), **SMALL)
+    assert "never both learned and judged, for want of images: class 2" in capsys.readouterr().err
+    for image in sorted((folders / "class 1").iterdir())[1:]:
+        image.unlink()
+    with pytest.raises(UserError, match="each in two images and more, and there are 5 class 0, 1 class 1, 1 class 2"):
+        probe(init=["scratch"], backbone=BACKBONE, images=str(folders), **SMALL)
 
 
 def test_a_single_class_and_a_folder_without_folders_are_refused(folders: Path, scenes: Path, tmp_path: Path) -> None:

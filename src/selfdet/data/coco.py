@@ -24,7 +24,7 @@ def read_coco(file: str | Path, keys: Sequence[str] = ("images",)) -> dict[str, 
     if not path.is_file():
         raise UserError(
             f"label file {path} {'is a folder' if path.is_dir() else 'does not exist'}",
-            "Give a COCO JSON, or a Pascal VOC folder or list",
+            "Give a COCO JSON, a Pascal VOC folder or list, or YOLO's data.yaml",
         )
     try:
         coco = parse_json(read_labels(path))

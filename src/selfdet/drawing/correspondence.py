@@ -14,6 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Rectangle
+from torch import Tensor
 
 from selfdet.drawing.curves import INK, PLAIN, save
 from selfdet.evaluation.correspondence import Matches, Pair
@@ -49,27 +50,28 @@ def draw_matches(pairs: Sequence[Pair], rows: Sequence[Row], out: Path, threshol
 
     A line's colour is its similarity, from `threshold` (lower ones are left out) to 1. Where the truth is known, lines
     to the cell of the same point are bold with round ends, to one beside it thin with square ends, others dashed with
-    crosses.
+    crosses. Level lines of one row would hide each other, and are bent apart.
     """
     shades = Normalize(threshold, 1.0)
     known = any(pair.known for pair in pairs)
-    figure, panels = _sheet(pairs, rows, "Mutual nearest cells", 0.55 if known else 0.35)
+    columns = 3 if len(pairs) > 2 else 1  # of the legend, which a narrow sheet would cut off
+    figure, panels = _sheet(pairs, rows, "Mutual nearest cells", 0.35 + 0.2 * (3 // columns if known else 0))
     for row, line in zip(rows, panels):
         for pair, found, axes in zip(pairs, row.found, line):
             _show(axes, pair)
             kept = found.values >= threshold
-            kinds = match_kinds(found)
+            kinds, bent = match_kinds(found), bends(found, kept)
             # The least similar first, so that the surest lie on top.
             for place in reversed(kept.nonzero().flatten().tolist()):
                 start, end = (found.centres(cells[place]).tolist() for cells in (found.query, found.key))
                 ink = COLOURS(shades(float(found.values[place])))
-                _line(axes, pair, start, end, ink, SIGNS[RIGHT if kinds is None else kinds[place]])
+                _line(axes, pair, start, end, ink, SIGNS[RIGHT if kinds is None else kinds[place]], bent[place])
             right = None if kinds is None else sum(kinds[place] == RIGHT for place in kept.nonzero().flatten().tolist())
             axes.set_xlabel(_tally(int(kept.sum()), right, threshold), **_small())
     _colour_bar(figure, panels, shades, "similarity")
     if known:
         signs = [Line2D([], [], color=INK, label=words, markersize=5, **sign) for words, sign in zip(MEANING, SIGNS)]
-        figure.legend(handles=signs, loc="outside lower left", ncols=3, frameon=False, fontsize=8.5)
+        figure.legend(handles=signs, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
     return save(figure, out)
 
 
@@ -80,7 +82,9 @@ def draw_heat(pair: Pair, rows: Sequence[Row], cells: Sequence[int], out: Path) 
     ring the place that shows the same point, where it is known and seen there. Every map has its own scale, as
     backbones differ in how similar unlike things are to them.
     """
-    figure, panels = _sheet([pair], rows, "Similarity to the framed cell", 0.3, width=1.35)
+    title, foot = "Similarity to the framed cell of the left view", 0.5 if pair.known else 0.3
+    figure, panels = _sheet([pair], rows, title, foot, width=1.35)
+    ringed = False
     for row, cell, (axes,) in zip(rows, cells, panels):
         _show(axes, pair)
         (found,) = row.found
@@ -90,12 +94,17 @@ def draw_heat(pair: Pair, rows: Sequence[Row], cells: Sequence[int], out: Path) 
         for side, shown in ((0, cell), (1, best)):
             _frame(axes, pair, side, shown, found.grid)
         if found.true is not None and found.points is not None and found.true[cell] >= 0:
+            ringed = True
             x, y = found.points[cell].tolist()
             for width, ink in ((3.2, "black"), (1.6, "white")):
                 centre = (x + _offset(pair, 1), y)
                 axes.add_patch(Circle(centre, pair.size * 0.035, fill=False, edgecolor=ink, linewidth=width, zorder=5))
-        axes.set_xlabel(f"most similar: {float(heat.flat[best]):.2f}, median {float(np.median(heat)):.2f}", **_small())
+        words = f"most similar (framed): {float(heat.flat[best]):.2f}, median {float(np.median(heat)):.2f}"
+        unseen = "" if found.true is None or found.true[cell] >= 0 else "\nthe right view does not show this point"
+        axes.set_xlabel(words + unseen, **_small())
         _bar(figure, axes, drawn)
+    if ringed:
+        figure.supxlabel("ring: where the same point really is", x=0.01, ha="left", **_small())
     return save(figure, out)
 
 
@@ -141,11 +150,39 @@ def match_kinds(found: Matches) -> list[int] | None:
     return [RIGHT if hit else BESIDE if near else WRONG for hit, near in zip(hits.tolist(), beside.tolist())]
 
 
-def _line(axes: Axes, pair: Pair, start: Sequence[float], end: Sequence[float], ink: Any, sign: dict[str, Any]) -> None:
-    x, y = [start[0], end[0] + _offset(pair, 1)], [start[1], end[1]]
+def bends(found: Matches, kept: Tensor) -> list[float]:
+    """How far down the middle of each match's line is bent, view pixels, so that level lines of one row lie apart.
+
+    `kept` (M,) bool: which matches are drawn. All stay nearer to their own row of cells than to another.
+    """
+    bent, grid = [0.0] * len(kept), found.grid
+    rows: dict[int, list[int]] = {}
+    for place in kept.nonzero().flatten().tolist():
+        query, key = int(found.query[place]), int(found.key[place])
+        if query // grid == key // grid:
+            rows.setdefault(query // grid, []).append(place)
+    for places in rows.values():
+        for number, place in enumerate(sorted(places, key=lambda place: int(found.query[place]))):
+            bent[place] = (number - (len(places) - 1) / 2) / len(places) * 0.9 * found.size / grid
+    return bent
+
+
+def _line(
+    axes: Axes,
+    pair: Pair,
+    start: Sequence[float],
+    end: Sequence[float],
+    ink: Any,
+    sign: dict[str, Any],
+    bend: float,
+) -> None:
+    along = np.linspace(0, 1, 33 if bend else 2)
+    x = start[0] + along * (end[0] + _offset(pair, 1) - start[0])
+    y = start[1] + along * (end[1] - start[1]) + 4 * bend * along * (1 - along)
     under = {**sign, "linewidth": sign["linewidth"] + 1.2, "marker": ""}
     axes.plot(x, y, color="black", alpha=0.5, zorder=3, **under)  # a dark edge: it has to be seen on any ground
-    axes.plot(x, y, color=ink, zorder=4, markersize=4.2, markeredgecolor="black", markeredgewidth=0.5, **sign)
+    ends: dict[str, Any] = {"markevery": [0, len(x) - 1], "markeredgecolor": "black", "markeredgewidth": 0.5}
+    axes.plot(x, y, color=ink, zorder=4, markersize=4.2, **ends, **sign)
 
 
 def _frame(axes: Axes, pair: Pair, side: int, cell: int, grid: int) -> None:

@@ -44,7 +44,7 @@ def write_page(
     sections = [
         Section(
             "Point at a cell",
-            [Text(_invitation(known)), Widget("correspondence", _explorer(pairs, rows, thresholds[0]))],
+            [Text(_invitation(known)), Widget("correspondence", _explorer(pairs, rows, _opening(rows, thresholds)))],
         ),
         *([Section("One point", shown)] if shown else []),
         *lines,
@@ -64,7 +64,13 @@ def _invitation(known: bool) -> str:
     )
     if not known:
         return words
-    return f"{words} A ring marks where the same point really is. Dashed lines are wrong, thin ones are off by a cell."
+    return f"{words} A ring marks where the same point really is."
+
+
+def _opening(rows: Sequence[Row], thresholds: Sequence[float]) -> float:
+    """The highest threshold at which there is something to see at first: of the last backbone in the first pair."""
+    similar = float(rows[-1].found[0].values[0])
+    return next((each for each in thresholds if each <= similar), thresholds[-1])
 
 
 def _explorer(pairs: Sequence[Pair], rows: Sequence[Row], threshold: float) -> dict[str, Any]:

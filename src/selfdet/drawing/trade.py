@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from selfdet.drawing.curves import INK, PLAIN, QUIET, RULE, ink_of, save
 from selfdet.errors import UserError
+from selfdet.evaluation.probe import CLASSIFIERS, TASKS
 
 Series = Mapping[str, Mapping[float, Sequence[float]]]
 """Name of a line → value of the setting → what was measured, in percent."""
@@ -69,6 +70,8 @@ def draw_trade(
 ) -> Path:
     """Draw detection and probes over a setting such as λ, of starts that a comparison and a probe had as `--init`.
 
+    Dashed: the untrained network, where the comparison had `scratch` and the probe one architecture.
+
     Args:
         settings: each start as written after `--init` in both commands, with its value of the setting.
         results: results.json of `selfdet compare`.
@@ -82,34 +85,44 @@ def draw_trade(
     cells, models = _entries(results, "cells"), _entries(probe, "models")
     detection: dict[float, list[float]] = {}
     for init, value in settings.items():
-        found = [
-            cell["AP"] for cell in cells if cell["init"] == init and cell["kind"] == "finetune" and _is(cell, fraction)
-        ]
-        detection[value] = [100 * score for score in found if score is not None]
-        if not found:
+        detection[value] = _scores(cells, init, fraction)
+        if not any(cell["init"] == init and _is(cell, fraction) for cell in cells):
             raise UserError(
                 f"{results} has no cell of {init} with {100 * fraction:g} % of the labels", "Compare it too"
             )
     told = {model["init"]: model["scores"] for model in models}
     if missing := [init for init in settings if init not in told]:
         raise UserError(f"{probe} has no {missing[0]}", "Probe it too, written in the same way")
-    kinds = [(task, kind) for task, scores in next(iter(told.values())).items() for kind in scores]
-    probed = {
-        f"{task}, {kind}": {
-            value: [100 * each for each in told[init][task][kind]["balanced_accuracy"]["values"]]
-            for init, value in settings.items()
+    first = f"AP with {100 * fraction:g} % of labels, %"
+    panels: dict[str, Series] = {first: {"detection": detection}}
+    levels = {first: {"from scratch": _scores(cells, "scratch", fraction)}}
+    untrained = [model["scores"] for model in models if model["init"] is None]
+    for task in told[next(iter(settings))]:
+        label = f"probe of {TASKS[task]},\nbalanced accuracy, %"
+        panels[label] = {
+            words: {value: _percent(told[init][task][kind]) for init, value in settings.items()}
+            for kind, words in CLASSIFIERS.items()
         }
-        for task, kind in kinds
-    }
-    panels: dict[str, Series] = {
-        f"AP with {100 * fraction:g} % of labels, %": {"detection": detection},
-        "probe, balanced accuracy, %": probed,
-    }
-    return plot_trade(panels, out, title="Detection and what features tell apart", x_label=x_label)
+        if len(untrained) == 1:
+            levels[label] = {
+                f"untrained, {words}": _percent(untrained[0][task][kind]) for kind, words in CLASSIFIERS.items()
+            }
+    return plot_trade(panels, out, title="Detection and what features tell apart", x_label=x_label, levels=levels)
+
+
+def _scores(cells: Sequence[Mapping[str, Any]], init: str, fraction: float) -> list[float]:
+    """The AP, %, of each seed of a start."""
+    found = [cell["AP"] for cell in cells if cell["init"] == init and _is(cell, fraction)]
+    return [100 * score for score in found if score is not None]
+
+
+def _percent(score: Mapping[str, Any]) -> list[float]:
+    return [100 * each for each in score["balanced_accuracy"]["values"]]
 
 
 def _is(cell: Mapping[str, Any], fraction: float) -> bool:
-    return cell.get("fraction") is not None and math.isclose(cell["fraction"], fraction)
+    """Whether this is a fine-tuning with that fraction of the labels."""
+    return cell["kind"] == "finetune" and cell.get("fraction") is not None and math.isclose(cell["fraction"], fraction)
 
 
 def _entries(file: Path, key: str) -> list[dict[str, Any]]:

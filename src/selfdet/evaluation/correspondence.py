@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -116,13 +117,22 @@ def mutual_nearest(similarity: Tensor) -> tuple[Tensor, Tensor]:
     return query[order], forth[query[order]]
 
 
-@torch.no_grad()
+PIXELS_AT_ONCE = 64 * 320 * 320  # of views in one pass: 1.6 GB of a ResNet-50's maps
+
+
 def match_pairs(backbone: Backbone, pairs: Sequence[Pair]) -> list[Matches]:
     """Match the cells of pairs of views of one size by the cosine of their features on the backbone's last map.
 
-    The backbone runs in float32 with the batch norm statistics of all views together (an untrained network's own are
-    of nothing) and is left as it was.
+    The backbone runs in float32 with the batch norm statistics of the views themselves (an untrained network's own are
+    of nothing), all together or, if they are many or large, in parts of about one size; it is left as it was.
     """
+    parts = min(len(pairs), math.ceil(2 * sum(pair.size**2 for pair in pairs) / PIXELS_AT_ONCE))
+    ends = [place * len(pairs) // parts for place in range(parts + 1)]
+    return [found for begin, end in pairwise(ends) for found in _match(backbone, pairs[begin:end])]
+
+
+@torch.no_grad()
+def _match(backbone: Backbone, pairs: Sequence[Pair]) -> list[Matches]:
     device = next(backbone.parameters()).device
     views = torch.stack([view for pair in pairs for view in (pair.views.query, pair.views.key)]).to(device)
     with batch_statistics(backbone), torch.autocast(device.type, enabled=False):

@@ -19,6 +19,9 @@ from selfdet.data.probe_samples import ProbeSamples
 from selfdet.methods.momentum import BATCH_NORMS
 from selfdet.models.backbones import Backbone, evaluating
 
+# What is probed and by what, as in probe.json → in words; the order of tables.
+TASKS = {"images": "whole images", "crops": "boxes cut out", "boxes": "boxes in their images"}
+CLASSIFIERS = {"linear": "linear", "knn": "nearest neighbours"}
 TEMPERATURE = 0.07  # of the neighbours' votes
 # Of the linear classifier's squared weights, strongest first; the best on a fifth is taken.
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)

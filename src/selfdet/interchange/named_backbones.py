@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,9 +53,10 @@ def name_backbones(inits: Sequence[str], backbone: str | None = None, over_time:
 
     `inits`: what `--init` may name, and `random` for `scratch`, which is there anyway. `backbone`: the architecture of
     weights that don't say theirs. `over_time`: instead of each run its snapshots.
-    Raises: UserError for what is no start, one given twice, a run without snapshots.
+    Raises: UserError for what is no start, one given twice, a run without snapshots, a `backbone` that no start is.
     """
-    if twice := [init for position, init in enumerate(inits) if init in inits[:position]]:
+    places = [init if init.startswith("library:") else os.path.normpath(init) for init in inits]
+    if twice := [init for position, init in enumerate(inits) if places[position] in places[:position]]:
         raise UserError(f"--init {twice[0]} is given twice", "Name each start once")
     trained = [init for init in inits if init not in FRESH]
     if over_time:
@@ -62,6 +64,9 @@ def name_backbones(inits: Sequence[str], backbone: str | None = None, over_time:
             raise UserError("--over-time needs a run", "Name one that pretrain made with --snapshots as --init")
         trained = [file for init in trained for file in snapshots(init)]
     told = {init: resolve_start(init).note.get("backbone") for init in trained}
+    if backbone and told and all(told.values()) and backbone not in told.values():
+        init, own = next(iter(told.items()))
+        raise UserError(f"--backbone {backbone} and --init {init} disagree: that is a {own}", "Leave --backbone out")
     other = backbone or next((name for name in told.values() if name), OTHER_BACKBONE)
     architectures = {init: name or other for init, name in told.items()} or {"": other}
     kinds = list(dict.fromkeys(architectures.values()))

@@ -66,7 +66,7 @@ def correspond(
         selfdet correspond --init runs/pre --images photos/ --out correspondence/
     """
     asked = list(dict.fromkeys(THRESHOLDS if thresholds is None else thresholds))
-    _check(asked, pairs, shown)
+    _check(asked, pairs, shown, image_size)
     if (images is None) == (pair is None):
         raise UserError("correspond needs images or a pair, and not both", "Add --images photos/ or --pair A.jpg B.jpg")
     folder = Path(out)
@@ -119,14 +119,14 @@ def correspond(
     return result
 
 
-def _check(thresholds: Sequence[float], pairs: int, shown: int) -> None:
+def _check(thresholds: Sequence[float], pairs: int, shown: int, image_size: int) -> None:
     """Raises: UserError for numbers that can't be meant."""
     for threshold in thresholds:
         if not -1 <= threshold <= 1:
             raise UserError(f"--thresholds {threshold:g} is no cosine, expected -1 to 1", "0.9 and 0.5 are usual")
     if not thresholds:
         raise UserError("--thresholds is empty", "Give one or more, such as 0.9")
-    for flag, value in (("--pairs", pairs), ("--shown", shown)):
+    for flag, value in (("--pairs", pairs), ("--shown", shown), ("--image-size", image_size)):
         if value < 1:
             raise UserError(f"{flag} is {value}, expected 1 or more", "Leave it out")
 
@@ -180,8 +180,8 @@ def _outside(pair: Pair, point: tuple[float, float]) -> UserError:
     x1, y1, x2, y2 = covered(pair)
     return UserError(
         f"--point {point[0]:g},{point[1]:g} is not in the first view of {pair.name}",
-        f"That view shows x {math.ceil(x1)}…{math.floor(x2)} and y {math.ceil(y1)}…{math.floor(y2)}; "
-        "another --seed makes another",
+        f"That view shows x {math.ceil(x1)}…{math.ceil(x2) - 1} and y {math.ceil(y1)}…{math.ceil(y2) - 1}"
+        + ("; another --seed makes another" if pair.known else ""),
     )
 
 

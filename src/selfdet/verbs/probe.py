@@ -16,16 +16,15 @@ from selfdet.data.probe_samples import ProbeSamples, folder_samples, labelled_sa
 from selfdet.data.untrusted import expanded
 from selfdet.drawing.curves import plot_bars
 from selfdet.errors import UserError
-from selfdet.evaluation.probe import chance, features, scores, settle, splits
+from selfdet.evaluation.probe import CLASSIFIERS, TASKS, chance, features, scores, settle, splits
 from selfdet.interchange.named_backbones import name_backbones
+from selfdet.models.backbones import Backbone
 from selfdet.training.log import Reporter, plural
 from selfdet.training.rundir import check_out_is_new, write_text
 from selfdet.training.runtime import start_runtime
 from selfdet.verbs.evaluate import check_batch_size
 
-# What is probed → its words; the order of the table.
-TASKS = {"images": "whole images", "crops": "boxes cut out", "boxes": "boxes in their images"}
-CLASSIFIERS = {"linear": "linear", "knn": "nearest neighbours"}
+BLIND = "without looking"  # always the commonest class
 Parts = dict[str, tuple[ProbeSamples, ProbeSamples | None]]
 
 
@@ -79,7 +78,7 @@ def probe(
     Example:
         selfdet probe --init runs/pre --data labels/train.json --images photos/
     """
-    _check(neighbours, held_out, seeds, limit)
+    _check(neighbours, held_out, seeds, limit, image_size)
     check_batch_size(batch_size)
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -88,24 +87,24 @@ def probe(
     reporter = Reporter()
     options = {"min_side": min_side, "background": background}
     parts = _samples(images, data, val_data, image_size, limit, options, seed, reporter)
+    ways = {}
     for task, (samples, judges) in parts.items():
         _check_samples(TASKS[task], samples, judges, neighbours, held_out)
-    ways = {
-        task: list(splits(samples, held_out, range(seed, seed + seeds)))
-        if judges is None
-        else [_apart(samples, judges)]
-        for task, (samples, judges) in parts.items()
-    }
+        seeded = range(seed, seed + seeds)
+        ways[task] = list(splits(samples, held_out, seeded)) if judges is None else [_apart(samples, judges)]
+        never = _never_judged(TASKS[task], samples, _labels(samples, judges), ways[task])
+        if never:
+            reporter.line(f"{TASKS[task]}: never both learned and judged, for want of images: {', '.join(never)}")
     runtime = start_runtime(devices=1, precision="fp32", threads=threads)
     models = []
     for each in named:
         net = each.build(seed)
-        net.check_image_size(min(part.pictures.shape[-1] for part, _ in parts.values()))
+        _check_image_size(net, image_size, data is not None)
         net = runtime.place(net).eval()
-        if each.init is None:
-            settle(net, next(iter(parts.values()))[0].pictures, batch_size)
         found = {}
         for task, (samples, judges) in parts.items():
+            if each.init is None:
+                settle(net, samples.pictures, batch_size)
             known = torch.cat([features(net, part, batch_size) for part in (samples, judges) if part is not None])
             labels = _labels(samples, judges)
             rows = [scores(known[a], labels[a], known[b], labels[b], neighbours) for a, b in ways[task]]
@@ -143,13 +142,25 @@ def probe(
     return result
 
 
-def _check(neighbours: int, held_out: float, seeds: int, limit: int) -> None:
+def _check(neighbours: int, held_out: float, seeds: int, limit: int, image_size: int) -> None:
     """Raises: UserError for numbers that can't be meant."""
-    for flag, value in (("--neighbours", neighbours), ("--seeds", seeds), ("--limit", limit)):
+    counts = {"--neighbours": neighbours, "--seeds": seeds, "--limit": limit, "--image-size": image_size}
+    for flag, value in counts.items():
         if value < 1:
             raise UserError(f"{flag} is {value}, expected 1 or more", "Leave it out")
     if not 0 < held_out < 1:
         raise UserError(f"--held-out is {held_out:g}, expected a share between 0 and 1", "0.3 is usual")
+
+
+def _check_image_size(net: Backbone, image_size: int, boxes: bool) -> None:
+    """Raises: UserError where pictures, or boxes cut out, are too small for a backbone."""
+    stride = net.strides[-1]
+    if boxes and image_size // 2 < stride:
+        raise UserError(
+            f"--image-size {image_size}: boxes are cut out to half of it, below the stride {stride} of {net.name}",
+            f"Use at least {2 * stride}, better 224 or more",
+        )
+    net.check_image_size(image_size // 2 if boxes else image_size)
 
 
 def _samples(
@@ -205,7 +216,7 @@ def _check_samples(
     if len(seen) < 2:
         raise UserError(
             f"a probe of {words} needs two classes, and there is only {', '.join(seen) or 'none'}",
-            "Give images of another class too, or leave --no-background out",
+            "Give images of another class too" + ("" if samples.boxes is None else ", or leave --no-background out"),
         )
     if judges is None and len(samples.image.unique()) < 2:
         raise UserError(
@@ -217,6 +228,24 @@ def _check_samples(
             f"{plural(left, 'sample')} to learn from, of {words}, are fewer than {neighbours} neighbours",
             f"Give more images, or --neighbours {max(1, left // 4)}",
         )
+
+
+def _never_judged(
+    words: str, samples: ProbeSamples, labels: Tensor, ways: Sequence[tuple[Tensor, Tensor]]
+) -> list[str]:
+    """The classes that no split has on both sides, such as those of one image only.
+
+    Raises: UserError when a split has fewer than two classes on both sides: its accuracy would say nothing.
+    """
+    shared = [set(labels[learned].tolist()) & set(labels[judged].tolist()) for learned, judged in ways]
+    if min(len(each) for each in shared) < 2:
+        raise UserError(
+            f"a probe of {words} needs two classes to learn and to judge by, each in two images and more, "
+            f"and there are {', '.join(f'{count} {name}' for name, count in samples.count().items() if count)}",
+            "Give more images of each class",
+        )
+    lost = set(labels.tolist()) - set().union(*shared)
+    return [samples.classes[label] for label in sorted(lost)]
 
 
 def _apart(samples: ProbeSamples, judges: ProbeSamples) -> tuple[Tensor, Tensor]:
@@ -240,7 +269,7 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 def _table(result: Mapping[str, Any]) -> list[str]:
     """Balanced accuracies as lines of a terminal, accuracies in brackets."""
-    width = max(len("without looking"), *(len(model["name"]) for model in result["models"]))
+    width = max(len(BLIND), *(len(model["name"]) for model in result["models"]))
     lines = []
     for task, about in result["tasks"].items():
         classes = ", ".join(f"{count} {name}" for name, count in list(about["classes"].items())[:6])
@@ -250,7 +279,7 @@ def _table(result: Mapping[str, Any]) -> list[str]:
         for model in result["models"]:
             cells = "  ".join(f"{_cell(model['scores'][task][kind]):>20}" for kind in CLASSIFIERS)
             lines.append(f"  {model['name']:{width}}  {cells}")
-        lines.append(f"  {'without looking':{width}}  {_cell(about['chance']):>20}")
+        lines.append(f"  {BLIND:{width}}  {_cell(about['chance']):>20}")
     return lines
 
 
@@ -269,4 +298,6 @@ def _draw(result: Mapping[str, Any], out: Path) -> None:
                 model["name"]: [100 * v for v in model["scores"][task][kind]["balanced_accuracy"]["values"]]
                 for model in result["models"]
             }
+            blind = result["tasks"][task]["chance"]["balanced_accuracy"]["values"]
+            groups[f"{TASKS[task]}, {words}"][BLIND] = [100 * value for value in blind]
     plot_bars(groups, out, title="What frozen features tell apart", x_label="balanced accuracy, %")

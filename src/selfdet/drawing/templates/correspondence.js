@@ -3,7 +3,7 @@
 (() => {
   const GAP = 0.05;
   const SHADES = [[126, 3, 168], [183, 40, 145], [224, 90, 105], [248, 149, 64], [252, 206, 37], [240, 249, 33]];
-  const SIGNS = [["6 0", 1.8, "right"], ["6 0", 0.7, "beside the right cell"], ["5 4", 1, "wrong"]];
+  const SIGNS = [[null, 1.8, "right"], [null, 0.7, "beside the right cell"], [[5, 4], 1, "wrong"]];
 
   const html = (name, parent, text) => {
     const made = document.createElement(name);
@@ -44,6 +44,8 @@
     const shown = html("output", label);
     least.addEventListener("input", () => draw());
     const picture = svg("svg", root, { tabindex: 0, role: "application" });
+    const legend = html("div", root);
+    legend.className = "legend";
     const said = html("p", root);
     said.setAttribute("aria-live", "polite");
 
@@ -64,16 +66,50 @@
       square(index, side, { class: "edge", fill: "none", stroke: "black", "stroke-width": size() / 80 });
       square(index, side, { class: "frame", fill: "none", stroke: "white", "stroke-width": size() / 160 });
     }
-    function line(from, to, similarity, kind) {
+    function scale(low, high) {
+      const part = html("span", legend, `similarity ${low.toFixed(2)}`);
+      const bar = svg("svg", part, { viewBox: "0 0 96 10", width: 96, height: 10 });
+      for (let i = 0; i < 32; i++) svg("rect", bar, { x: 3 * i, y: 0, width: 3, height: 10, fill: shade(i / 31) });
+      part.append(high.toFixed(2));
+    }
+    function explain(low, high) {
+      legend.replaceChildren();
+      scale(low, high);
+      if (cell !== null || !data.models[model].pairs[pair].points) return;
+      for (const [dashes, width, words] of SIGNS) {
+        const part = html("span", legend);
+        svg("line", svg("svg", part, { viewBox: "0 0 30 10", width: 30, height: 10 }), {
+          x1: 0, x2: 30, y1: 5, y2: 5, stroke: "currentColor", "stroke-width": 1.6 * width,
+          "stroke-dasharray": dashes ? dashes.join(" ") : "none",
+        });
+        part.append(words);
+      }
+    }
+    // Level lines of one row would hide each other: each is bent by its own share of the row's height.
+    function bends(kept) {
+      const rows = new Map();
+      for (const [q, k] of kept) {
+        const row = Math.floor(q / grid());
+        if (row === Math.floor(k / grid())) rows.set(row, [...(rows.get(row) ?? []), q].sort((a, b) => a - b));
+      }
+      return (q, k) => {
+        const row = Math.floor(q / grid());
+        if (row !== Math.floor(k / grid())) return 0;
+        const others = rows.get(row);
+        return ((others.indexOf(q) - (others.length - 1) / 2) / others.length) * 0.9 * step();
+      };
+    }
+    function line(from, to, similarity, kind, bend) {
       const [[x1, y1], [x2, y2]] = [centre(from, 0), centre(to, 1)];
       const [dashes, width] = SIGNS[kind];
       const thin = size() / 200;
       const low = Number(least.value);
       const ink = shade(low < 1 ? (similarity - low) / (1 - low) : 1);
       for (const [stroke, more] of [["black", 1], [ink, 0]])
-        svg("line", picture, {
-          x1, y1, x2, y2, stroke, class: more ? "under" : "match", "stroke-width": (width + more) * thin,
-          "stroke-dasharray": kind === 2 ? dashes.split(" ").map((part) => part * thin).join(" ") : "none",
+        svg("path", picture, {
+          d: `M ${x1} ${y1} Q ${(x1 + x2) / 2} ${(y1 + y2) / 2 + 2 * bend} ${x2} ${y2}`, fill: "none", stroke,
+          class: more ? "under" : "match", "stroke-width": (width + more) * thin,
+          "stroke-dasharray": dashes ? dashes.map((part) => part * thin).join(" ") : "none",
         });
       for (const [x, y] of [[x1, y1], [x2, y2]])
         svg("circle", picture, { cx: x, cy: y, r: 2.4 * thin, fill: ink, stroke: "black", "stroke-width": thin / 2 });
@@ -93,14 +129,20 @@
       });
       const kept = found.mutual.filter(([q, k]) => similarity(q, k) >= Number(least.value));
       if (cell === null) {
-        kept.forEach(([q, k, kind]) => line(q, k, similarity(q, k), kind ?? 0));
+        explain(Number(least.value), 1);
+        const bend = bends(kept);
+        kept.forEach(([q, k, kind]) => line(q, k, similarity(q, k), kind ?? 0, bend(q, k)));
         const right = kept.filter(([, , kind]) => kind === 0).length;
         const judged = found.points ? `, ${right} of them right` : "";
-        said.textContent = `${kept.length} mutual nearest cells${judged}. Point at a cell of the first view.`;
+        const tally = kept.length
+          ? `${kept.length} of ${found.mutual.length} mutual nearest cells are that similar${judged}.`
+          : `None of ${found.mutual.length} mutual nearest cells is that similar: lower the least similarity.`;
+        said.textContent = `${tally} Point at a cell of the first view.`;
         return;
       }
       const row = [...Array(cells).keys()].map((k) => similarity(cell, k));
       const [low, high] = [Math.min(...row), Math.max(...row)];
+      explain(low, high);
       row.forEach((value, k) => square(k, 1, {
         class: "heat", fill: shade((value - low) / Math.max(high - low, 1e-6)), "fill-opacity": 0.6,
       }));
@@ -110,7 +152,7 @@
       const words = [`From ${named(cell)}: most similar is ${named(best)} (${high.toFixed(2)})`];
       const mutual = found.mutual.find(([q]) => q === cell);
       words.push(mutual ? `mutual nearest is ${named(mutual[1])}` : "no cell is mutual nearest");
-      if (mutual) line(cell, mutual[1], similarity(cell, mutual[1]), mutual[2] ?? 0);
+      if (mutual) line(cell, mutual[1], similarity(cell, mutual[1]), mutual[2] ?? 0, 0);
       if (mutual && found.points) words.push(SIGNS[mutual[2]][2]);
       if (found.points) {
         const point = found.points[cell];
