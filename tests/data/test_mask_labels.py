@@ -98,6 +98,15 @@ def test_masks_without_a_foreground_are_refused(tmp_path: Path, numbers: tuple[i
         class_counts(load_mask_labels(masks(tmp_path, *numbers)))
 
 
+def test_masks_that_cannot_be_read_are_not_called_empty(tmp_path: Path) -> None:
+    folder = masks(tmp_path, 0, 1)
+    (folder / "0.png").write_bytes((tmp_path / "images" / "0.jpg").read_bytes())
+    (folder / "1.png").unlink()
+    (folder / "1.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"none of the 2 masks .*0\.png"):
+        class_counts(load_mask_labels(folder))
+
+
 def test_other_labels_are_put_into_the_order_that_was_learned(tmp_path: Path) -> None:
     folder = masks(tmp_path, 0, 1, 2)
     (tmp_path / "classes.json").write_text('["sea", "sky", "hill"]')

@@ -148,6 +148,7 @@ def test_the_page_of_a_run_shows_scores_and_class_maps_beside_labels(segmented: 
         ({"detector": "fcos"}, "--detector is for detection"),
         ({"fpn_channels": 64}, "--fpn-channels is for detection"),
         ({"crop_size": 8}, "--crop-size 8 is below 32 px"),
+        ({"image_size": 16}, "--image-size 16 is below 32 px"),
         ({"backbone": "test_vit"}, "cannot keep a stride of 8"),
         ({"task": "detection"}, "--crop-size is for --task segmentation"),
         ({"batch_norm": "train", "scale_jitter": (2.0, 1.0)}, "scale jitter"),

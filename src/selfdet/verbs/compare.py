@@ -23,6 +23,7 @@ from selfdet.verbs.compare_labels import amounts, check_apart, gaps, images_hash
 from selfdet.verbs.compare_plan import plan_cells, plan_lines, time_line, tuning_set
 from selfdet.verbs.compare_starts import FCN, agree, check_designs, name_starts
 from selfdet.verbs.compare_work import Worker
+from selfdet.verbs.evaluate_segmentation import unmasked
 from selfdet.verbs.finetune import BATCH
 from selfdet.verbs.finetune_detection import Detection
 from selfdet.verbs.finetune_segmentation import Segmentation
@@ -251,6 +252,8 @@ def compare(
     reporter.log_file = run.log_file
     for line in lines:
         reporter.record(line)
+    for line in (line for each in (labels, val) for line in unmasked(each)):
+        reporter.line(line)
     if left_out:
         reporter.line(f"not evaluated, as {labels.file} lacks them: {', '.join(left_out)}")
     for line in [*gaps(labels, sets), *plan_lines(bench, cells, len(results))]:
