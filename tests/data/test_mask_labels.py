@@ -113,6 +113,9 @@ def test_other_labels_are_put_into_the_order_that_was_learned(tmp_path: Path) ->
     labels = load_mask_labels(folder).in_order_of(["hill", "sea"])
     assert labels.left_out == ("sky",)
     assert [int(labels.read(record).classes[0, 0]) for record in labels.records] == [1, 255, 0]
+    load_mask_labels(folder).in_order_of(["hill"]).check_measurable()
+    with pytest.raises(UserError, match=r"every pixel of the masks .* is ignored"):
+        load_mask_labels(folder).in_order_of(["hill"]).subset([1, 2]).check_measurable()
     with pytest.raises(UserError, match="has no class 'sand'"):
         load_mask_labels(folder).in_order_of(["sand", "sky"])
 

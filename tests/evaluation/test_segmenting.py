@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from lightning_fabric import Fabric
-from PIL import Image
 
-from selfdet.data.class_maps import MaskedImage, write_class_map
+from selfdet.data.class_maps import MaskedImage
 from selfdet.data.images import Quarantine
 from selfdet.data.mask_labels import load_mask_labels
 from selfdet.detectors.segmenter import Segmenter, enlarge, fcn
@@ -87,15 +86,6 @@ def test_classes_have_the_size_of_the_image_and_do_not_depend_on_the_batch(
 def test_the_best_class_is_that_of_all_scores_however_many(segmenter: Segmenter) -> None:
     scores = torch.randn(19, 6, 9, generator=torch.Generator().manual_seed(0))
     assert torch.equal(best_classes(scores, (40, 61)), enlarge(scores[None], (40, 61))[0].argmax(0).to(torch.uint8))
-
-
-def test_labels_that_are_all_ignored_measure_nothing(segmenter: Segmenter, fabric: Fabric, tmp_path: Path) -> None:
-    (tmp_path / "masks").mkdir()
-    write_class_map(tmp_path / "masks" / "a.png", torch.full((40, 40), 255, dtype=torch.uint8))
-    Image.new("RGB", (40, 40)).save(tmp_path / "masks" / "a.jpg")
-    labels = load_mask_labels(tmp_path / "masks").in_order_of(["a", "b", "c", "d", "e"])
-    with pytest.raises(UserError, match="nothing is measured"):
-        score_segmentation(segmenter, labels, Sight(40, 40), fabric)
 
 
 def test_scores_are_of_all_readable_images(segmenter: Segmenter, fabric: Fabric, scenes: Path, tmp_path: Path) -> None:

@@ -107,11 +107,7 @@ class MaskLabels:
             height, width = classes.shape
             check_mask_size(record.path, record.mask, (width, height))
             image = read_image(record.path, (width, height)).as_subclass(Tensor)
-        if self.order is not None:
-            table = np.full(256, IGNORED, np.uint8)
-            table[: len(self.order)] = self.order
-            classes = classes.new_tensor(table)[classes.long()]
-        return MaskedImage(image, classes, str(record.path), record.image_id)
+        return MaskedImage(image, self._ordered(classes), str(record.path), record.image_id)
 
     def classes_in(self, record: MaskRecord) -> set[int]:
         """The classes with pixels in an image, without reading the image; of COCO those of its objects. For labels in
@@ -124,6 +120,31 @@ class MaskLabels:
             return present(self._numbers(record.mask))
         shown = map(has_segmentation, record.objects.segmentations)
         return {0} | {int(label) + 1 for label, seen in zip(record.objects.labels, shown) if seen}
+
+    def check_measurable(self) -> None:
+        """Raises: UserError where every pixel of every mask is ignored; as `read` for a mask before the first pixel."""
+        read = False
+        for record in self.records:
+            if record.mask is None:  # what COCO doesn't label is background
+                return
+            try:
+                if present(self._ordered(self._numbers(record.mask))):
+                    return
+            except UnreadableImage:
+                continue
+            read = True
+        if read:
+            raise UserError(
+                f"every pixel of the masks of {self.file} is ignored, so that nothing could be measured",
+                "Use labels with pixels of the classes that are known",
+            )
+
+    def _ordered(self, classes: Tensor) -> Tensor:
+        if self.order is None:
+            return classes
+        table = np.full(256, IGNORED, np.uint8)
+        table[: len(self.order)] = self.order
+        return classes.new_tensor(table)[classes.long()]
 
     def _numbers(self, mask: Path) -> Tensor:
         return read_class_map(mask, self._table, len(self.order or self.classes), self._hint)

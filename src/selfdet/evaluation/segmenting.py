@@ -78,7 +78,7 @@ def score_segmentation(
 
     Images that can't be read are entered in `quarantine` and left out. Several processes share the images, and each
     returns the whole.
-    Raises: UserError when more than the quarantine bears, or all, can't be read, and where no pixel is labelled.
+    Raises: UserError when more than the quarantine bears, or all, can't be read.
     """
     quarantine = Quarantine(len(labels)) if quarantine is None else quarantine
     shared = SharedQuarantine(quarantine, fabric)
@@ -97,8 +97,6 @@ def score_segmentation(
     confusion.counts = torch.tensor([counts for _, counts in parts]).sum(0)
     if not confusion.images:
         raise UserError(f"none of the {len(labels)} images of {labels.file} can be read", "Check the files")
-    if not int(confusion.counts.sum()):
-        raise UserError(f"every pixel of the masks of {labels.file} is ignored, so nothing is measured", "Label some")
     return confusion.scores(labels.classes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from selfdet.data.images import Quarantine
@@ -22,10 +22,10 @@ def evaluate_segmentation(
 ) -> dict[str, Any]:
     """mIoU, IoU of each class and pixel accuracy of a segmenter; `sight` as `sight_of` takes it.
 
-    Raises: UserError for labels that lack one of its classes, and as `load_mask_labels`.
+    Raises: UserError as `held_out_masks`.
     """
     segmenter, note = load_segmenter(start)
-    labels = load_mask_labels(data, images).in_order_of(note["classes"])
+    labels = held_out_masks(data, images, note["classes"])
     reporter, unreadable = Reporter(quiet=not runtime.first), Quarantine(len(labels))
     with reporter.counting(len(labels), "images") as seen:
         scores = score_segmentation(
@@ -39,6 +39,16 @@ def evaluate_segmentation(
         reporter.line(f"not evaluated, as the segmenter does not know them: {', '.join(labels.left_out)}")
     reporter.line(segmentation_table(scores, f"{init} on {data}"))
     return scores
+
+
+def held_out_masks(data: str, images: str | None, classes: Sequence[str]) -> MaskLabels:
+    """Labels to measure a segmenter of these `classes` on.
+
+    Raises: UserError for labels that lack one of them or have no pixel of any, and as `load_mask_labels`.
+    """
+    labels = load_mask_labels(data, images).in_order_of(classes)
+    labels.check_measurable()
+    return labels
 
 
 def sight_of(note: dict[str, Any], image_size: int | None, sliding: bool, batch_size: int) -> Sight:

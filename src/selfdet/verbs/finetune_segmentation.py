@@ -25,7 +25,7 @@ from selfdet.training.defaults import Default
 from selfdet.training.log import Reporter, plural
 from selfdet.training.optimizers import OptimizerName
 from selfdet.training.transfer import TransferReport
-from selfdet.verbs.evaluate_segmentation import unmasked
+from selfdet.verbs.evaluate_segmentation import held_out_masks, unmasked
 from selfdet.verbs.finetune_task import Shape, Task
 
 LOOKED_AT = 50  # images whose headers tell how large those of a data set are
@@ -74,8 +74,8 @@ class Segmentation(Task[MaskLabels, HeldOutMasks, Segmenter, MaskedDataset]):
         return load_mask_labels(data, images)
 
     def hold_out(self, data: str, images: str | None, labels: MaskLabels) -> HeldOutMasks:
-        """Raises: UserError for labels without one of the classes."""
-        return HeldOutMasks(load_mask_labels(data, images).in_order_of(labels.classes))
+        """See `held_out_masks`."""
+        return HeldOutMasks(held_out_masks(data, images, labels.classes))
 
     def check(self, chosen: MaskLabels) -> None:
         """Every mask is looked at. Raises: UserError for one that does not fit, and without a foreground."""
