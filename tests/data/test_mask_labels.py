@@ -59,6 +59,13 @@ def test_coco_without_a_segmentation_holds_no_masks(tmp_path: Path) -> None:
         load_mask_labels(coco(tmp_path, [square(1, 7, 2, 2, 4, segmentation=None)]))
 
 
+def test_a_category_called_background_is_refused(tmp_path: Path) -> None:
+    file = coco(tmp_path, [square(1, 7, 2, 2, 4)])
+    file.write_text(file.read_text().replace('"cat"', '"background"'))
+    with pytest.raises(UserError, match="has a category 'background'"):
+        load_mask_labels(file)
+
+
 def test_the_scenes_are_the_same_from_run_lengths_and_from_pngs(scenes: Path, tmp_path: Path) -> None:
     voc = load_mask_labels(voc_layout(scenes, tmp_path / "voc") / "ImageSets" / "Segmentation" / "train.txt")
     own = load_mask_labels(scenes / "train.json")

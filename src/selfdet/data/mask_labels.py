@@ -282,6 +282,10 @@ def _coco(path: Path, images: str | Path | None) -> MaskLabels:
         raise UserError(f"no object of {path} has a segmentation, so there are no masks", "Label polygons or COCO RLE")
     if len(labels.classes) >= MOST:
         raise UserError(f"{path} has {len(labels.classes)} categories, at most {MOST - 1} fit a mask", "Use fewer")
+    if BACKGROUND in labels.classes:
+        raise UserError(
+            f"{path} has a category {BACKGROUND!r}, which is the class of whatever has no label", "Rename or remove it"
+        )
     crowds: dict[int, list[dict[str, Any]]] = {}
     for entry in labels.coco["annotations"]:
         if entry["iscrowd"]:
