@@ -170,6 +170,8 @@ def test_flags_of_detectors_are_refused_for_segmenters_and_the_other_way_round(
     data, images = str(scenes / "val.json"), str(scenes / "images")
     with pytest.raises(UserError, match="--out is not for segmentation"):
         evaluate(init=str(segmented), data=data, out=str(tmp_path / "x.json"))
+    with pytest.raises(UserError, match="has a head of 2 convolutions, not 1"):
+        finetune(init=str(segmented), data=data, out=str(tmp_path / "x"), **{**SEGMENT, "head_convs": 1})
     with pytest.raises(UserError, match="--sliding is not for detection"):
         evaluate(init=str(finetuned), data=data, sliding=True)
     with pytest.raises(UserError, match="--threshold is not for segmentation"):
