@@ -41,6 +41,8 @@ def test_a_voc_list_names_its_images_and_a_voc_folder_all(scenes: Path, tmp_path
     (root / "classes.json").unlink()
     assert find_masks(root, None).classes == VOC_CLASSES
     assert len(VOC_CLASSES) == 21
+    (root / "SegmentationClass" / "._train_00001.png").write_bytes(b"what macOS lays beside a file")
+    assert len(find_masks(root, None).pairs) == 15
     (root / "SegmentationClass" / "train_00003.png").unlink()
     with pytest.raises(UserError, match=r"train_00003\.png does not exist"):
         find_masks(root / "ImageSets" / "Segmentation" / "train.txt", None)
@@ -95,6 +97,60 @@ def test_images_may_lie_among_the_masks_or_in_a_folder_that_is_named(tmp_path: P
 def test_names_that_say_nothing_are_refused(tmp_path: Path, names: object, said: str) -> None:
     with pytest.raises(UserError, match=said):
         find_masks(plain(tmp_path, names), None)
+
+
+@pytest.mark.parametrize("content", [b"[" * 10**5, b'{"0": "a", "0": "b"}', b"\xff"])
+def test_names_that_cannot_be_read_are_refused(tmp_path: Path, content: bytes) -> None:
+    masks = plain(tmp_path)
+    (tmp_path / "classes.json").write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        find_masks(masks, None)
+
+
+def test_a_mask_that_could_be_of_two_images_is_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        picture(tmp_path / "mixed" / folder / "1.jpg")
+        picture(tmp_path / "mixed" / folder / "1.png", np.zeros((4, 6), np.uint8))
+    with pytest.raises(UserError, match="have one name"):
+        find_masks(tmp_path / "mixed", None)
+
+
+def test_an_image_has_one_mask_which_is_another_file(tmp_path: Path) -> None:
+    masks = plain(tmp_path)
+    with pytest.raises(UserError, match=r"a\.png is its own image"):
+        find_masks(masks, masks)
+    picture(masks / "more" / "b.png", np.zeros((4, 6), np.uint8))
+    with pytest.raises(UserError, match="are both masks of"):
+        find_masks(masks, None)
+
+
+def test_images_without_a_mask_are_counted_and_endings_may_be_capitals(tmp_path: Path) -> None:
+    masks = plain(tmp_path)
+    (masks / "a.png").rename(masks / "a.PNG")
+    picture(tmp_path / "images" / "c.jpg")
+    labels = load_mask_labels(masks)
+    assert [record.path.stem for record in labels.records] == ["a", "b"]
+    assert labels.unmasked == (tmp_path / "images" / "c.jpg",)
+
+
+def test_cityscapes_train_ids_of_some_images_do_not_hide_the_others(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / f"leftImg8bit/{name}_leftImg8bit.png")
+        picture(tmp_path / f"gtFine/{name}_gtFine_labelIds.png", np.full((4, 6), 7, np.uint8))
+    picture(tmp_path / "gtFine/a_gtFine_labelTrainIds.png", np.zeros((4, 6), np.uint8))
+    labels = load_mask_labels(tmp_path)
+    assert [int(labels.read(record).classes.max()) for record in labels.records] == [0, 0]
+    (tmp_path / "gtFine/a_gtFine_labelIds.png").unlink()
+    with pytest.raises(UserError, match="b has no labelTrainIds"):
+        load_mask_labels(tmp_path)
+
+
+def test_a_voc_list_is_a_text_with_names(scenes: Path, tmp_path: Path) -> None:
+    file = voc_layout(scenes, tmp_path / "voc") / "ImageSets" / "Segmentation" / "train.txt"
+    for content, said in ((b"\n", "names no image"), (b"\xff\xfe", "is no list of images")):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            find_masks(file, None)
 
 
 def test_what_holds_no_masks_is_refused(tmp_path: Path) -> None:

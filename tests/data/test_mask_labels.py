@@ -59,6 +59,13 @@ def test_coco_without_a_segmentation_holds_no_masks(tmp_path: Path) -> None:
         load_mask_labels(coco(tmp_path, [square(1, 7, 2, 2, 4, segmentation=None)]))
 
 
+def test_a_category_called_background_is_refused(tmp_path: Path) -> None:
+    file = coco(tmp_path, [square(1, 7, 2, 2, 4)])
+    file.write_text(file.read_text().replace('"cat"', '"background"'))
+    with pytest.raises(UserError, match="has a category 'background'"):
+        load_mask_labels(file)
+
+
 def test_the_scenes_are_the_same_from_run_lengths_and_from_pngs(scenes: Path, tmp_path: Path) -> None:
     voc = load_mask_labels(voc_layout(scenes, tmp_path / "voc") / "ImageSets" / "Segmentation" / "train.txt")
     own = load_mask_labels(scenes / "train.json")
@@ -98,12 +105,24 @@ def test_masks_without_a_foreground_are_refused(tmp_path: Path, numbers: tuple[i
         class_counts(load_mask_labels(masks(tmp_path, *numbers)))
 
 
+def test_masks_that_cannot_be_read_are_not_called_empty(tmp_path: Path) -> None:
+    folder = masks(tmp_path, 0, 1)
+    (folder / "0.png").write_bytes((tmp_path / "images" / "0.jpg").read_bytes())
+    (folder / "1.png").unlink()
+    (folder / "1.png").symlink_to("nowhere.png")
+    with pytest.raises(UserError, match=r"none of the 2 masks .*0\.png"):
+        class_counts(load_mask_labels(folder))
+
+
 def test_other_labels_are_put_into_the_order_that_was_learned(tmp_path: Path) -> None:
     folder = masks(tmp_path, 0, 1, 2)
     (tmp_path / "classes.json").write_text('["sea", "sky", "hill"]')
     labels = load_mask_labels(folder).in_order_of(["hill", "sea"])
     assert labels.left_out == ("sky",)
     assert [int(labels.read(record).classes[0, 0]) for record in labels.records] == [1, 255, 0]
+    load_mask_labels(folder).in_order_of(["hill"]).check_measurable()
+    with pytest.raises(UserError, match=r"every pixel of the masks .* is ignored"):
+        load_mask_labels(folder).in_order_of(["hill"]).subset([1, 2]).check_measurable()
     with pytest.raises(UserError, match="has no class 'sand'"):
         load_mask_labels(folder).in_order_of(["sand", "sky"])
 

@@ -45,6 +45,7 @@ def test_parts_hold_every_weight_once_and_only_the_classifier_starts_afresh() ->
     assert sum(map(len, held.values())) == len(names)
     assert held["last"] == ["classifier.7.weight", "classifier.7.bias"]
     assert [part for part, rules in net.parts().items() if rules.reinit] == ["last"]
+    assert all(sum(rules.holds(name) for rules in net.parts().values()) == 1 for name in names)
     assert len(parameter_groups(net, {"last": 10.0}, 1e-4)) == 3
 
 

@@ -11,10 +11,11 @@ from lightning_fabric import Fabric
 from selfdet.data.class_maps import MaskedImage
 from selfdet.data.images import Quarantine
 from selfdet.data.mask_labels import load_mask_labels
-from selfdet.detectors.segmenter import Segmenter, fcn
+from selfdet.detectors.segmenter import Segmenter, enlarge, fcn
 from selfdet.errors import UserError
 from selfdet.evaluation.segmenting import (
     Sight,
+    best_classes,
     score_segmentation,
     segment,
     sliding_scores,
@@ -80,6 +81,11 @@ def test_classes_have_the_size_of_the_image_and_do_not_depend_on_the_batch(
             assert one.shape == item.size
             assert one.dtype == torch.uint8
             assert (one == other).float().mean() > 0.999
+
+
+def test_the_best_class_is_that_of_all_scores_however_many(segmenter: Segmenter) -> None:
+    scores = torch.randn(19, 6, 9, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(best_classes(scores, (40, 61)), enlarge(scores[None], (40, 61))[0].argmax(0).to(torch.uint8))
 
 
 def test_scores_are_of_all_readable_images(segmenter: Segmenter, fabric: Fabric, scenes: Path, tmp_path: Path) -> None:

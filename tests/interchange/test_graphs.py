@@ -13,8 +13,9 @@ from torchvision.ops import nms
 from selfdet.detectors.segmenter import fcn
 from selfdet.errors import UserError
 from selfdet.evaluation.segmenting import Sight, image_scores
+from selfdet.interchange.cards import card
 from selfdet.interchange.graph_export import check_detections, check_maps, graph_of, inputs_of, trial_images
-from selfdet.interchange.outgoing import Outgoing
+from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.suppression import suppressed
 from selfdet.models.atrous import build_atrous_backbone
 from selfdet.models.backbones import build_backbone, evaluating
@@ -111,6 +112,15 @@ def test_a_segmenter_gives_its_scores_of_bytes() -> None:
         (found,) = graph(inputs_of(graph, [image])["images"])
         (expected,) = image_scores(segmenter, [image], Sight(64, 64))
     torch.testing.assert_close(found[0, :, : image.shape[1], : image.shape[2]], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_card_of_a_segmenters_graph_says_what_its_scores_are_and_that_padding_is_seen() -> None:
+    segmenter = fcn(3, build_atrous_backbone("resnet18"))
+    given = Outgoing("segmenter", segmenter, {"segmenter": "fcn", "image_size": 64}, "runs/seg")
+    about = {"step": 8, "inputs": ["images"], "outputs": ["scores"]}
+    text = card(given, "onnx", Written({}, "checked", about), None)
+    assert "`scores` (B, 3, H, W) float32, before the softmax" in text
+    assert "with the mean colour (124, 116, 104)" in text
 
 
 def test_the_padding_may_hold_anything() -> None:

@@ -148,6 +148,7 @@ def test_the_page_of_a_run_shows_scores_and_class_maps_beside_labels(segmented: 
         ({"detector": "fcos"}, "--detector is for detection"),
         ({"fpn_channels": 64}, "--fpn-channels is for detection"),
         ({"crop_size": 8}, "--crop-size 8 is below 32 px"),
+        ({"image_size": 16}, "--image-size 16 is below 32 px"),
         ({"backbone": "test_vit"}, "cannot keep a stride of 8"),
         ({"task": "detection"}, "--crop-size is for --task segmentation"),
         ({"batch_norm": "train", "scale_jitter": (2.0, 1.0)}, "scale jitter"),
@@ -169,6 +170,8 @@ def test_flags_of_detectors_are_refused_for_segmenters_and_the_other_way_round(
     data, images = str(scenes / "val.json"), str(scenes / "images")
     with pytest.raises(UserError, match="--out is not for segmentation"):
         evaluate(init=str(segmented), data=data, out=str(tmp_path / "x.json"))
+    with pytest.raises(UserError, match="has a head of 2 convolutions, not 1"):
+        finetune(init=str(segmented), data=data, out=str(tmp_path / "x"), **{**SEGMENT, "head_convs": 1})
     with pytest.raises(UserError, match="--sliding is not for detection"):
         evaluate(init=str(finetuned), data=data, sliding=True)
     with pytest.raises(UserError, match="--threshold is not for segmentation"):

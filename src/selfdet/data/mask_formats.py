@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from selfdet.data.class_maps import IGNORED, MOST
 from selfdet.data.image_names import IMAGE_SUFFIXES
 from selfdet.data.images import list_images
+from selfdet.data.untrusted import parse_json, parse_yaml
+from selfdet.data.voc import listed_names
 from selfdet.errors import UserError
 
 VOC_CLASSES = [
@@ -36,12 +37,14 @@ class MaskFiles:
     """What a data set's folder holds.
 
     `pairs`: image and mask, in order; `classes`: names in the order of their numbers, None where nobody names them;
-    `lookup`: name of a way to read numbers, see `LOOKUPS`.
+    `lookup`: name of a way to read numbers, see `LOOKUPS`; `unmasked`: images without a mask, where each should have
+    one (of Pascal VOC few have).
     """
 
     pairs: list[tuple[Path, Path]]
     classes: list[str] | None
     lookup: str | None = None
+    unmasked: tuple[Path, ...] = ()
 
 
 def city_lookup() -> np.ndarray:
@@ -63,24 +66,28 @@ def find_masks(path: Path, images: str | Path | None) -> MaskFiles:
     A Pascal VOC folder, all of its masks, or a list in its ImageSets/Segmentation; Cityscapes' gtFine or a folder in
     it; any other folder of PNGs, whose images have the same names before the suffix and lie in `images`, else in
     `images/` beside the folder, else in the folder itself.
-    Raises: UserError for what is none of these, a mask without its image and names that can't be read.
+    Raises: UserError for what is none of these, a mask without its image or two of one, and names that can't be read.
     """
     if path.suffix == ".txt" and path.is_file() and path.parent.parent.name == "ImageSets":
-        return _voc(path.parents[2], path.read_text(encoding="utf-8").split(), images)
+        names = listed_names(path)
+        if not names:
+            raise UserError(f"{path} names no image", "Write one name a line")
+        return _voc(path.parents[2], names, images)
     if not path.is_dir():
         raise UserError(
             f"--data {path} {'holds no masks' if path.exists() else 'does not exist'}",
             "Give a COCO JSON, a list in ImageSets/Segmentation, or a folder of PNG masks",
         )
     if (path / "SegmentationClass").is_dir():
-        return _voc(path, sorted(file.stem for file in (path / "SegmentationClass").glob("*.png")), images)
-    if any(path.rglob("*_gtFine_label*Ids.png")):
-        return _cityscapes(path, images)
+        return _voc(path, [file.stem for file in _files(path / "SegmentationClass", "*.png")], images)
+    own = path / "gtFine" if (path / "gtFine").is_dir() else path
+    if any(own.rglob("*_gtFine_label*Ids.png")):
+        return _cityscapes(own, images)
     return _plain(path, images)
 
 
 def _voc(root: Path, names: Iterable[str], images: str | Path | None) -> MaskFiles:
-    known = _by_name(root / "JPEGImages" if images is None else images)
+    known = _by_name(list_images(root / "JPEGImages" if images is None else images))
     masks = [root / "SegmentationClass" / f"{name}.png" for name in names]
     absent = next((mask for mask in masks if not mask.is_file()), None)
     if absent is not None:
@@ -89,50 +96,89 @@ def _voc(root: Path, names: Iterable[str], images: str | Path | None) -> MaskFil
 
 
 def _cityscapes(folder: Path, images: str | Path | None) -> MaskFiles:
-    masks = {file.name.removesuffix(LABEL_IDS): file for file in sorted(folder.rglob(f"*{LABEL_IDS}"))}
-    ready = {file.name.removesuffix(TRAIN_IDS): file for file in sorted(folder.rglob(f"*{TRAIN_IDS}"))}
-    lookup = None if ready else "cityscapes"
-    masks = ready or masks
+    files = _files(folder, "*_gtFine_label*Ids.png")
+    masks, ready = (
+        {file.name.removesuffix(ending): file for file in files if file.name.endswith(ending)}
+        for ending in (LABEL_IDS, TRAIN_IDS)
+    )
+    # Both kinds say the same. One that lies beside some of the images only, left there by an interrupted conversion,
+    # would hide the others.
+    every = masks.keys() | ready.keys()
+    chosen = next((kind for kind in (ready, masks) if kind.keys() == every), None)
+    if chosen is None:
+        raise UserError(
+            f"{folder} has labelTrainIds of some images and labelIds of others; {min(every - ready.keys())} has no "
+            "labelTrainIds",
+            "Make one of the two for all",
+        )
     own = Path(*("leftImg8bit" if part == "gtFine" else part for part in folder.absolute().parts))
-    known = _by_name(own if images is None else images)
-    stems = [f"{name}_leftImg8bit" for name in masks]
-    return MaskFiles(_paired(list(masks.values()), stems, known, folder), list(CITYSCAPES.values()), lookup)
+    known = _by_name(list_images(own if images is None else images))
+    stems = [f"{name}_leftImg8bit" for name in chosen]
+    return MaskFiles(
+        _paired(list(chosen.values()), stems, known, folder),
+        list(CITYSCAPES.values()),
+        None if chosen is ready else "cityscapes",
+        _unmasked(known, stems),
+    )
 
 
 def _plain(folder: Path, images: str | Path | None) -> MaskFiles:
-    masks = [file for file in sorted(folder.rglob("*.png")) if not file.name.startswith(".")]
+    masks = _files(folder, "*")
     beside = folder.parent / "images"
     if images is None and beside.is_dir() and beside.resolve() != folder.resolve():
         images = beside
     if images is None:
-        known = {
-            file.stem: file
-            for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in IMAGE_SUFFIXES - {".png"} and not file.name.startswith(".")
-        }
+        known = _by_name(_files(folder, "*", IMAGE_SUFFIXES - {".png"}))
     else:
-        known = _by_name(images)
-    pairs = _paired(masks, [mask.stem for mask in masks], known, folder)
-    return MaskFiles(pairs, _names(folder) or _names(folder.parent))
+        known = _by_name(list_images(images))
+    stems = [mask.stem for mask in masks]
+    pairs = _paired(masks, stems, known, folder)
+    return MaskFiles(pairs, _names(folder) or _names(folder.parent), unmasked=_unmasked(known, stems))
 
 
-def _by_name(images: str | Path) -> dict[str, Path]:
+def _files(folder: Path, pattern: str, suffixes: Collection[str] = (".png",)) -> list[Path]:
+    """Files in order, without what has a hidden name on its way, such as what macOS lays beside each file."""
+    found = (file for file in folder.rglob(pattern) if file.suffix.lower() in suffixes)
+    return sorted(
+        file
+        for file in found
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts) and not file.is_dir()
+    )
+
+
+def _by_name(images: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in list_images(images):
+    for path in images:
         if path.stem in found:
             raise UserError(f"{found[path.stem]} and {path} have one name, so a mask fits both", "Rename one of them")
         found[path.stem] = path
     return found
 
 
-def _paired(masks: list[Path], stems: list[str], known: Mapping[str, Path], root: Path) -> list[tuple[Path, Path]]:
+def _paired(masks: Sequence[Path], stems: Sequence[str], known: dict[str, Path], root: Path) -> list[tuple[Path, Path]]:
     if not masks:
         raise UserError(f"no PNG mask in {root}", "A mask has its image's name and the suffix .png")
-    missing = [mask for mask, stem in zip(masks, stems) if stem not in known]
+    missing = [(mask, stem) for mask, stem in zip(masks, stems) if stem not in known]
     if missing:
-        more = f" and {len(missing) - 1} more have" if len(missing) > 1 else " has"
-        raise UserError(f"{missing[0]}{more} no image of that name", "Name the folder of the images with --images")
+        (mask, stem), more = missing[0], len(missing) - 1
+        named = "that name" if mask.stem == stem else f"the name {stem}"
+        raise UserError(
+            f"{mask} has no image of {named}" if not more else f"{mask} and {more} more have no image of {named}",
+            "Name the folder of the images with --images",
+        )
+    taken: dict[str, Path] = {}
+    for mask, stem in zip(masks, stems):
+        if stem in taken:
+            raise UserError(f"{taken[stem]} and {mask} are both masks of {known[stem]}", "Keep one of them")
+        taken[stem] = mask
+        if known[stem].name == mask.name and os.path.realpath(known[stem]) == os.path.realpath(mask):
+            raise UserError(f"{mask} is its own image", "Name the folder of the photographs with --images")
     return [(known[stem], mask) for mask, stem in zip(masks, stems)]
+
+
+def _unmasked(known: dict[str, Path], stems: Sequence[str]) -> tuple[Path, ...]:
+    masked = set(stems)
+    return tuple(path for stem, path in known.items() if stem not in masked)
 
 
 def _names(folder: Path) -> list[str] | None:
@@ -141,10 +187,10 @@ def _names(folder: Path) -> list[str] | None:
     if file is None:
         return None
     try:
-        text = file.read_text(encoding="utf-8")
-        content: Any = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}", "Write a list of names, the first for 0") from error
+        content: Any = (parse_json if file.suffix == ".json" else parse_yaml)(file.read_bytes())
+    except (OSError, ValueError) as error:
+        why = (error.strerror or type(error).__name__) if isinstance(error, OSError) else error
+        raise UserError(f"{file} cannot be read: {why}", "Write a list of names, the first for 0") from None
     if isinstance(content, dict):
         wanted = {str(number) for number in range(len(content))}
         if {str(key) for key in content} != wanted:

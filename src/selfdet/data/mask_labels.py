@@ -42,6 +42,7 @@ class MaskLabels:
 
     `lookup`: name of a way to read numbers (`LOOKUPS`). `order`: what each number of the file is here, where classes
     are those of other labels (`in_order_of`), 255 for what these don't have. `coco`: the labels that polygons are of.
+    `left_out`: classes of the file that these don't have; `unmasked`: images that are left out, as they have no mask.
     """
 
     file: Path
@@ -53,6 +54,7 @@ class MaskLabels:
     order: tuple[int, ...] | None = None
     coco: Labels | None = None
     left_out: tuple[str, ...] = ()
+    unmasked: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -105,11 +107,7 @@ class MaskLabels:
             height, width = classes.shape
             check_mask_size(record.path, record.mask, (width, height))
             image = read_image(record.path, (width, height)).as_subclass(Tensor)
-        if self.order is not None:
-            table = np.full(256, IGNORED, np.uint8)
-            table[: len(self.order)] = self.order
-            classes = classes.new_tensor(table)[classes.long()]
-        return MaskedImage(image, classes, str(record.path), record.image_id)
+        return MaskedImage(image, self._ordered(classes), str(record.path), record.image_id)
 
     def classes_in(self, record: MaskRecord) -> set[int]:
         """The classes with pixels in an image, without reading the image; of COCO those of its objects. For labels in
@@ -123,6 +121,31 @@ class MaskLabels:
         shown = map(has_segmentation, record.objects.segmentations)
         return {0} | {int(label) + 1 for label, seen in zip(record.objects.labels, shown) if seen}
 
+    def check_measurable(self) -> None:
+        """Raises: UserError where every pixel of every mask is ignored; as `read` for a mask before the first pixel."""
+        read = False
+        for record in self.records:
+            if record.mask is None:  # what COCO doesn't label is background
+                return
+            try:
+                if present(self._ordered(self._numbers(record.mask))):
+                    return
+            except UnreadableImage:
+                continue
+            read = True
+        if read:
+            raise UserError(
+                f"every pixel of the masks of {self.file} is ignored, so that nothing could be measured",
+                "Use labels with pixels of the classes that are known",
+            )
+
+    def _ordered(self, classes: Tensor) -> Tensor:
+        if self.order is None:
+            return classes
+        table = np.full(256, IGNORED, np.uint8)
+        table[: len(self.order)] = self.order
+        return classes.new_tensor(table)[classes.long()]
+
     def _numbers(self, mask: Path) -> Tensor:
         return read_class_map(mask, self._table, len(self.order or self.classes), self._hint)
 
@@ -132,6 +155,8 @@ class MaskLabels:
 
     @property
     def _hint(self) -> str:
+        if self.lookup is not None:
+            return "Known are Cityscapes' labelIds, 0…33, and 255 for ignored: correct the mask"
         known = len(self.order or self.classes)
         return f"Known are 0…{known - 1} and 255 for ignored; name more classes in classes.json, or correct the mask"
 
@@ -193,8 +218,8 @@ def load_mask_labels(file: str | Path, images: str | Path | None = None) -> Mask
         return _coco(path, images) if content is None else content
     found = find_masks(path, images)
     records = [MaskRecord(number, *pair) for number, pair in enumerate(found.pairs, start=1)]
-    names = [str(mask.name) + str(mask.stat().st_size) for _, mask in found.pairs]
-    labels = MaskLabels(path, list(found.classes or ()), records, _digest(names), found.lookup)
+    names = [str(mask.name) + str(mask.stat().st_size if mask.exists() else 0) for _, mask in found.pairs]
+    labels = MaskLabels(path, list(found.classes or ()), records, _digest(names), found.lookup, unmasked=found.unmasked)
     for image, mask in found.pairs:
         check_mask_size(image, mask)
     if found.classes is None:
@@ -227,23 +252,26 @@ def check_mask_size(image: Path, mask: Path, size: tuple[int, int] | None = None
 def class_counts(labels: MaskLabels, seen: Callable[[int], None] | None = None) -> dict[str, int]:
     """In how many images each class has pixels; what can't be read counts nowhere.
 
-    Raises: UserError where fewer than two classes are there, so that nothing can be told apart.
+    Raises: UserError where fewer than two classes are there, so that nothing can be told apart, or nothing can be read.
     """
     counts = dict.fromkeys(labels.classes, 0)
+    unreadable: list[UnreadableImage] = []
     for place, record in enumerate(labels.records, start=1):
         try:
             for number in labels.classes_in(record):
                 counts[labels.classes[number]] += 1
-        except UnreadableImage:
-            continue
+        except UnreadableImage as error:
+            unreadable.append(error)
         if seen is not None:
             seen(place)
+    if unreadable and len(unreadable) == len(labels):
+        raise UserError(f"none of the {len(labels)} masks of {labels.file} can be read: {unreadable[0]}", "Use PNGs")
     there = [name for name, count in counts.items() if count]
     if len(there) < 2:
         only = f"only {there[0]!r}" if there else "nothing but ignored pixels"
         raise UserError(
             f"the masks of {labels.file} that would be learned from hold {only}: there is no foreground to learn",
-            "Use labels with at least two classes, or a larger --fraction",
+            "Use labels with at least two classes, of which 255 is none, or a larger --fraction",
         )
     return counts
 
@@ -254,6 +282,10 @@ def _coco(path: Path, images: str | Path | None) -> MaskLabels:
         raise UserError(f"no object of {path} has a segmentation, so there are no masks", "Label polygons or COCO RLE")
     if len(labels.classes) >= MOST:
         raise UserError(f"{path} has {len(labels.classes)} categories, at most {MOST - 1} fit a mask", "Use fewer")
+    if BACKGROUND in labels.classes:
+        raise UserError(
+            f"{path} has a category {BACKGROUND!r}, which is the class of whatever has no label", "Rename or remove it"
+        )
     crowds: dict[int, list[dict[str, Any]]] = {}
     for entry in labels.coco["annotations"]:
         if entry["iscrowd"]:

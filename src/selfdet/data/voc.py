@@ -35,7 +35,7 @@ def read_voc(path: Path, strict: bool = True) -> tuple[dict[str, Any], Path, lis
     folder = _annotations(path)
     assert folder is not None
     files = {file.stem: file for file in sorted(folder.glob("*.xml"))}
-    wanted = list(files) if path.is_dir() else _names(path)
+    wanted = list(files) if path.is_dir() else listed_names(path)
     absent = [name for name in wanted if name not in files]
     if absent and strict:
         raise UserError(f"{path} names {absent[0]}, and {folder} has no {absent[0]}.xml", "Correct the list")
@@ -62,6 +62,19 @@ def read_voc(path: Path, strict: bool = True) -> tuple[dict[str, Any], Path, lis
     return coco, folder.parent / "JPEGImages", [*([] if path.is_dir() else [path]), *files.values()]
 
 
+def listed_names(file: Path) -> list[str]:
+    """The images of a list in ImageSets, each once: a name a line; of a class's list only those that have the class (1)
+    or are in doubt (0).
+
+    Raises: UserError for what is no text.
+    """
+    try:
+        lines = [line.split() for line in read_lines(file)]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no list of images: {_why(error)}", "Write one name a line") from None
+    return list(dict.fromkeys(words[0] for words in lines if words and words[1:] != ["-1"]))
+
+
 def _annotations(path: Path) -> Path | None:
     """The folder of XML files that a path leads to."""
     if path.is_dir():
@@ -71,15 +84,6 @@ def _annotations(path: Path) -> Path | None:
         folder = path.parents[2] / "Annotations"
         return folder if folder.is_dir() else None
     return None
-
-
-def _names(file: Path) -> list[str]:
-    """The images of a list: a name a line; of a class's list only those that have the class (1) or are in doubt (0)."""
-    try:
-        lines = [line.split() for line in read_lines(file)]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no list of images: {_why(error)}", "Write one name a line") from None
-    return list(dict.fromkeys(words[0] for words in lines if words and words[1:] != ["-1"]))
 
 
 def _tree(file: Path, strict: bool) -> Element:

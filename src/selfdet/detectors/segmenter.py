@@ -29,11 +29,11 @@ class Segmenter(Network):
 
     def parts(self, keep_box_outputs: bool = False) -> dict[str, Part]:
         """Backbone, head, and the classifier (`last`), which starts afresh with other classes."""
-        last = f"classifier.{len(self.net.get_submodule('classifier')) - 1}."  # type: ignore[arg-type]
+        last = len(self.net.get_submodule("classifier")) - 1  # type: ignore[arg-type]
         return {
             "backbone": Part([r"backbone\."]),
-            "last": Part([last.replace(".", r"\.")], reinit=True),
-            "head": Part([r"classifier\."]),
+            "last": Part([rf"classifier\.{last}\."], reinit=True),
+            "head": Part([rf"classifier\.(?!{last}\.)"]),
         }
 
     def config(self) -> dict[str, Any]:

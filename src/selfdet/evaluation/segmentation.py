@@ -38,7 +38,7 @@ class Confusion:
         Source: the measure of Pascal VOC (Everingham et al., 2015) and of Cityscapes (arXiv 1604.01685).
         """
         right, true, found = self.counts.diagonal(), self.counts.sum(1), self.counts.sum(0)
-        values = (right / (true + found - right).clamp_min(1)).tolist()
+        values = (right.double() / (true + found - right).clamp_min(1)).tolist()
         there = [bool(count) for count in true]
         measured = [value for value, known in zip(values, there) if known]
         labelled = int(true.sum())

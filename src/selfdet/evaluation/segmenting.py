@@ -16,7 +16,7 @@ from selfdet.data.images import Quarantine
 from selfdet.data.mask_labels import MaskLabels
 from selfdet.data.masked import readable
 from selfdet.data.pixels import resize
-from selfdet.detectors.segmenter import Segmenter, enlarge
+from selfdet.detectors.segmenter import STRIDE, Segmenter, enlarge
 from selfdet.errors import UserError
 from selfdet.evaluation.segmentation import Confusion
 from selfdet.evaluation.sharing import SharedQuarantine, as_in_the_first, of_all, own_chunks
@@ -25,6 +25,8 @@ from selfdet.models.backbones import evaluating
 BATCH = 8
 # A window begins two thirds of its side after the last one: each place is seen well inside of one.
 STEP = 2 / 3
+SMALLEST = 4 * STRIDE  # px: sides below are too few cells to look at
+TOGETHER = 8  # classes whose scores are enlarged at a time: those of all would not fit for a large photograph
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def segment(
 
 def _classes(segmenter: Segmenter, chunk: Sequence[MaskedImage], sight: Sight, fabric: Fabric) -> list[Tensor]:
     with fabric.autocast(), evaluating(segmenter), torch.no_grad():
-        scores = image_scores(segmenter, [item.image for item in chunk], sight)
-        return [own.argmax(0).to(torch.uint8).cpu() for own in scores]
+        scores = _seen_scores(segmenter, [item.image for item in chunk], sight)
+        return [best_classes(own, item.size).cpu() for own, item in zip(scores, chunk)]
 
 
 def score_segmentation(
@@ -100,13 +102,28 @@ def score_segmentation(
 
 def image_scores(segmenter: Segmenter, images: Sequence[Tensor], sight: Sight) -> Iterator[Tensor]:
     """Yield the scores (K, H, W) of every pixel of each image (3, H, W) uint8, at its own size."""
+    for image, own in zip(images, _seen_scores(segmenter, images, sight)):
+        yield enlarge(own[None], (image.shape[-2], image.shape[-1]))[0]
+
+
+def best_classes(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class (H, W) uint8 with the highest of the scores (K, h, w) at each of `size` (H, W) pixels."""
+    highest = scores.new_full(size, -torch.inf)
+    found = torch.zeros(size, dtype=torch.uint8, device=scores.device)
+    for first in range(0, len(scores), TOGETHER):
+        values, places = enlarge(scores[None, first : first + TOGETHER], size)[0].max(0)
+        better = values > highest
+        highest[better] = values[better]
+        found[better] = (places[better] + first).to(torch.uint8)
+    return found
+
+
+def _seen_scores(segmenter: Segmenter, images: Sequence[Tensor], sight: Sight) -> Iterable[Tensor]:
+    """The scores (K, h, w) of every pixel of each image, at the size that it is looked at."""
     seen = [_resized(image, sight.image_size) for image in images]
     if sight.sliding:
-        scores = [sliding_scores(segmenter, image, sight.crop_size, sight.batch_size) for image in seen]
-    else:
-        scores = whole_scores(segmenter, seen)
-    for image, own in zip(images, scores):
-        yield enlarge(own[None], (image.shape[-2], image.shape[-1]))[0]
+        return (sliding_scores(segmenter, image, sight.crop_size, sight.batch_size) for image in seen)
+    return whole_scores(segmenter, seen)
 
 
 def _resized(image: Tensor, long_side: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ USES: dict[str, str | dict[str, str]] = {
 }
 GRAPHS = ("onnx", "torch-export")
 GRAPH = """
-* `images` (B, 3, H, W) uint8, red first; H and W are multiples of {step}: pad at the right and bottom, whatever with.
+* `images` (B, 3, H, W) uint8, red first; H and W are multiples of {step}: pad at the right and bottom, {padding}.
 {more}
 """
 INPUTS = {
@@ -63,7 +63,7 @@ def write_card(folder: Path, given: Outgoing, to: str, written: Written, licence
 def card(given: Outgoing, to: str, written: Written, licence: str | None) -> str:
     """The text of a card."""
     note, kind = given.note, given.kind
-    backbone: Backbone = given.network if kind == "backbone" else given.network.backbone
+    backbone = _backbone(given)
     name = backbone.name if kind == "backbone" else f"{note[kind]} over {backbone.name}"
     front = {
         "license": licence or UNKNOWN,
@@ -89,6 +89,11 @@ def card(given: Outgoing, to: str, written: Written, licence: str | None) -> str
     return "\n".join(lines)
 
 
+def _backbone(given: Outgoing) -> Backbone:
+    found: Backbone = given.network if given.kind == "backbone" else given.network.backbone
+    return found
+
+
 def _use(given: Outgoing, to: str, written: Written) -> str:
     known = USES.get(to, "")
     text = known if isinstance(known, str) else known[given.kind]
@@ -98,8 +103,24 @@ def _use(given: Outgoing, to: str, written: Written) -> str:
     default = f", {about['threshold']} if left out" if to == "onnx" and "threshold" in about else ""
     more = [INPUTS[each].format(default=default) for each in about["inputs"] if each in INPUTS]
     more += ["", f"Out come {', '.join(f'`{each}`' for each in about['outputs'])}:", ""]
-    more += [f"{INPUTS[each]}." for each in about["outputs"] if each in INPUTS]
-    return text + "\n" + GRAPH.format(step=about["step"], more="\n".join(more))
+    more += _outputs(given, about["outputs"])
+    padding = "whatever with"
+    if given.kind != "detector":  # which is told how large its images are
+        mean = ", ".join(str(round(255 * value)) for value in _backbone(given).mean)
+        padding = f"with the mean colour ({mean}), as what is near the padding sees it"
+    return text + "\n" + GRAPH.format(step=about["step"], padding=padding, more="\n".join(more))
+
+
+def _outputs(given: Outgoing, names: Sequence[str]) -> list[str]:
+    if given.kind == "segmenter":
+        classes = given.network.num_classes
+        return [
+            f"* `scores` (B, {classes}, H, W) float32, before the softmax: the place of a pixel's highest is its class."
+        ]
+    if given.kind == "backbone":
+        sizes = zip(names, given.network.channels, given.network.strides)
+        return [f"* `{name}` (B, {channels}, H / {stride}, W / {stride}) float32." for name, channels, stride in sizes]
+    return [f"{INPUTS[each]}." for each in names if each in INPUTS]
 
 
 def _told(options: Mapping[str, Any]) -> str:

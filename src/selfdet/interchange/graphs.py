@@ -1,9 +1,9 @@
 """Networks as functions of bytes alone, written so that a graph of them can be taken down: images in, results out.
 
-Each takes `images` (B, 3, H, W) uint8 RGB, padded at the right and bottom to multiples of its `step` px, whatever with,
-and resizes nothing. Detectors also take `sizes` (B, 2) int64, height and width (px) of each image inside, and, where
-they suppress, `threshold` (1,), the score above which something is found. Legend: B images, N places an image, K
-classes, M detections of all images.
+Each takes `images` (B, 3, H, W) uint8 RGB, padded at the right and bottom to multiples of its `step` px, and resizes
+nothing. Detectors also take `sizes` (B, 2) int64, height and width (px) of each image inside, so that anything may be
+in the padding, and, where they suppress, `threshold` (1,), the score above which something is found. Legend: B images,
+N places an image, K classes, M detections of all images.
 """
 
 from __future__ import annotations

@@ -34,6 +34,11 @@ def build_segmenter(
     body = build_atrous_backbone(name, "library" if start.kind == "library" else None)
     report = fill_backbone(body, start) if start.kind in ("backbone", "detector") else None
     own = start.note["options"] if start.kind == "segmenter" else {}
+    if start.kind == "segmenter" and options.get("head_convs") not in (None, own.get("head_convs")):
+        raise UserError(
+            f"{start.source} has a head of {own.get('head_convs')} convolutions, not {options['head_convs']}",
+            "Leave --head-convs out: the start has its own",
+        )
     try:
         built = fcn(num_classes, body, **{**own, **options})
     except TypeError as error:

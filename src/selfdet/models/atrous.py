@@ -58,5 +58,5 @@ def _strides(backbone: Backbone) -> list[int]:
 def _refusal(name: str) -> UserError:
     return UserError(
         f"backbone {name} cannot keep a stride of {STRIDE}, which segmentation needs",
-        "Use a ResNet, or a timm network with output_stride, such as ConvNeXt, EfficientNet or MobileNet",
+        "Use a ResNet, or a timm network with output_stride, such as ConvNeXt, EfficientNet or MobileNet v2",
     )

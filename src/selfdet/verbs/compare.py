@@ -23,6 +23,7 @@ from selfdet.verbs.compare_labels import amounts, check_apart, gaps, images_hash
 from selfdet.verbs.compare_plan import plan_cells, plan_lines, time_line, tuning_set
 from selfdet.verbs.compare_starts import FCN, agree, check_designs, name_starts
 from selfdet.verbs.compare_work import Worker
+from selfdet.verbs.evaluate_segmentation import held_out_masks, unmasked
 from selfdet.verbs.finetune import BATCH
 from selfdet.verbs.finetune_detection import Detection
 from selfdet.verbs.finetune_segmentation import Segmentation
@@ -251,6 +252,8 @@ def compare(
     reporter.log_file = run.log_file
     for line in lines:
         reporter.record(line)
+    for line in (line for each in (labels, val) for line in unmasked(each)):
+        reporter.line(line)
     if left_out:
         reporter.line(f"not evaluated, as {labels.file} lacks them: {', '.join(left_out)}")
     for line in [*gaps(labels, sets), *plan_lines(bench, cells, len(results))]:
@@ -278,10 +281,11 @@ def _labels(
     job: Task[Any, Any, Any, Any], data: str, val_data: str, images: str | None
 ) -> tuple[Any, Any, Sequence[str]]:
     """The labels to learn from and to evaluate on, and the classes that only the latter have."""
-    labels, val = job.load(data, images), job.load(val_data, images)
-    if isinstance(val, MaskLabels):
-        val = val.in_order_of(labels.classes)
-        return labels, val, val.left_out
+    labels = job.load(data, images)
+    if isinstance(labels, MaskLabels):
+        masks = held_out_masks(val_data, images, labels.classes)
+        return labels, masks, masks.left_out
+    val = job.load(val_data, images)
     return labels, val, unknown_classes(val, match_categories(labels.classes, val))
 
 

@@ -16,20 +16,19 @@ from selfdet.data.trial import trial_masked
 from selfdet.detectors.segmenter import Segmenter
 from selfdet.errors import UserError
 from selfdet.evaluation.segmentation import segmentation_line
-from selfdet.evaluation.segmenting import Sight, score_segmentation
+from selfdet.evaluation.segmenting import SMALLEST, Sight, score_segmentation
 from selfdet.interchange.segmenters import build_segmenter, save_segmenter, segmenter_note
 from selfdet.interchange.starts import Start
 from selfdet.methods.segmentation import SupervisedSegmentation
-from selfdet.models.atrous import STRIDE
 from selfdet.training import defaults
 from selfdet.training.defaults import Default
 from selfdet.training.log import Reporter, plural
 from selfdet.training.optimizers import OptimizerName
 from selfdet.training.transfer import TransferReport
+from selfdet.verbs.evaluate_segmentation import held_out_masks, unmasked
 from selfdet.verbs.finetune_task import Shape, Task
 
 LOOKED_AT = 50  # images whose headers tell how large those of a data set are
-SMALLEST_CROP = 4 * STRIDE
 
 
 @dataclass
@@ -59,8 +58,8 @@ class Segmentation(Task[MaskLabels, HeldOutMasks, Segmenter, MaskedDataset]):
         if other := [name for name, value in asked.items() if value is not None and name != "head_convs"]:
             flag = f"--{other[0].replace('_', '-')}"
             raise UserError(f"{flag} is for detection, not for --task segmentation", "Leave it out")
-        if shape.crop_size is not None and shape.crop_size < SMALLEST_CROP:
-            raise UserError(f"--crop-size {shape.crop_size} is below {SMALLEST_CROP} px", "Use 128 or more")
+        if shape.crop_size is not None and shape.crop_size < SMALLEST:
+            raise UserError(f"--crop-size {shape.crop_size} is below {SMALLEST} px", "Use 128 or more")
         self.backbone, self.crop_size = shape.backbone, shape.crop_size
         self.head_convs = {} if shape.head_convs is None else {"head_convs": shape.head_convs}
         self.scale_jitter = shape.scale_jitter or self.jitter
@@ -75,8 +74,8 @@ class Segmentation(Task[MaskLabels, HeldOutMasks, Segmenter, MaskedDataset]):
         return load_mask_labels(data, images)
 
     def hold_out(self, data: str, images: str | None, labels: MaskLabels) -> HeldOutMasks:
-        """Raises: UserError for labels without one of the classes."""
-        return HeldOutMasks(load_mask_labels(data, images).in_order_of(labels.classes))
+        """See `held_out_masks`."""
+        return HeldOutMasks(held_out_masks(data, images, labels.classes))
 
     def check(self, chosen: MaskLabels) -> None:
         """Every mask is looked at. Raises: UserError for one that does not fit, and without a foreground."""
@@ -103,7 +102,9 @@ class Segmentation(Task[MaskLabels, HeldOutMasks, Segmenter, MaskedDataset]):
     def build(
         self, start: Start, labels: MaskLabels, pixels: int, batch_norm: str
     ) -> tuple[Segmenter, TransferReport | None]:
-        """See `build_segmenter`."""
+        """See `build_segmenter`. Raises: UserError for a size of images at which nothing is looked at later."""
+        if pixels < SMALLEST:
+            raise UserError(f"--image-size {pixels} is below {SMALLEST} px", "Use 128 or more")
         return build_segmenter(start, len(labels.classes), self.backbone, {**self.head_convs, "batch_norm": batch_norm})
 
     def dataset(self, chosen: MaskLabels, network: Segmenter, pixels: int, seed: int) -> MaskedDataset:
@@ -123,9 +124,12 @@ class Segmentation(Task[MaskLabels, HeldOutMasks, Segmenter, MaskedDataset]):
     def remarks(
         self, labels: MaskLabels, chosen: MaskLabels, held_out: HeldOutMasks | None, dataset: MaskedDataset
     ) -> Iterator[str]:
-        """Classes that nothing can be learned of, and those that are not evaluated."""
+        """Images that have no mask, classes that nothing can be learned of, and those that are not evaluated."""
+        yield from unmasked(labels)
         if absent := [name for name, count in self.counts.items() if not count]:
             yield f"no pixel to learn from: {', '.join(absent)}"
+        if held_out is not None:
+            yield from unmasked(held_out.labels)
         if held_out is not None and held_out.labels.left_out:
             yield f"not evaluated, as the training labels lack them: {', '.join(held_out.labels.left_out)}"
 
