@@ -37,9 +37,10 @@ def test_the_library_loads_the_file_and_misses_only_what_lies_behind_the_maps(tm
     assert all(missing.startswith(tuple(fresh_modules(backbone))) for missing in absent)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
 def test_an_opened_backbone_sees_what_the_saved_one_saw(tmp_path, name):
-    """Also where the network has numbers that no file has, such as a Swin's places in a window."""
+    """Also where the network has numbers that no file has, such as a Swin's places in a window, or can't be built
+    without weights."""
     backbone = build_backbone(name)
     save_backbone(tmp_path / "backbone.safetensors", backbone, {})
     again = open_backbone(resolve_start(str(tmp_path / "backbone.safetensors")))

@@ -148,3 +148,11 @@ def test_a_network_tied_to_its_size_is_refused_at_another():
     with pytest.raises(UserError, match="cannot take 224 × 256 px"):
         backbone.check_image_size(224, any_shape=True)
     assert backbone.training
+
+
+def test_a_network_of_whole_patches_is_refused_images_that_are_not_filled_up():
+    backbone = build_backbone("swin_tiny_patch4_window7_224")
+    backbone.check_image_size(96)
+    backbone.check_image_size(98, any_shape=True)
+    with pytest.raises(UserError, match=r"--image-size 98: .* cannot take 98 × 98 px .* a multiple of 32"):
+        backbone.check_image_size(98)

@@ -69,7 +69,10 @@ def open_backbone(start: Start) -> Backbone:
             f"{start.source} does not say which network its weights belong to",
             "Export a run made by pretrain or finetune, or a weights file of one",
         )
-    with without_weights():  # the start's own tensors become the network's
+    try:
+        with without_weights():  # the start's own tensors become the network's
+            backbone = build_backbone(name)
+    except UserError:  # some networks, as Swin v2, compute with their weights while they are built
         backbone = build_backbone(name)
     try:
         backbone.net.load_state_dict(start.state, assign=True)

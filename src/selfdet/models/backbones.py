@@ -65,7 +65,8 @@ class Backbone(nn.Module):
         return self.maps(self.net, x)
 
     def check_image_size(self, size: int, any_shape: bool = False) -> None:
-        """Refuse square images (`any_shape`: also others) whose side is below the coarsest stride (px) or does not fit.
+        """Refuse square images whose side is below the coarsest stride (px) or does not fit; `any_shape`: of images of
+        other shapes too, filled up to whole cells of the coarsest map, as detectors do.
 
         Raises: UserError.
         """
@@ -76,8 +77,8 @@ class Backbone(nn.Module):
                 f"use at least {stride}, better 128 or more",
             )
         if self.library != "torchvision":  # some of timm's transformers are tied to the size they were made for
-            side = -(-size // stride) * stride
-            self._try_image_size(size, side, side + stride if any_shape else side)
+            filled = -(-size // stride) * stride
+            self._try_image_size(size, *((filled, filled + stride) if any_shape else (size, size)))
 
     @torch.no_grad()
     def _try_image_size(self, size: int, height: int, width: int) -> None:
@@ -92,7 +93,7 @@ class Backbone(nn.Module):
             raise UserError(
                 f"--image-size {size}: backbone {self.name} cannot take {height} × {width} px "
                 f"({str(error).splitlines()[0]})",
-                "use the size it was made for, or a convolutional or Swin network, which takes any",
+                f"use the size it was made for, or a multiple of {self.strides[-1]} with a Swin or convolutional one",
             ) from error
 
 
