@@ -24,6 +24,7 @@ from selfdet.verbs.stages import StageSettings
 from tiny_runs import PRETRAIN, WIDTHS, flags, tiny_aligndet, tiny_finetune, tiny_pretrain
 
 ALL = {"stages": ["proposals", "backbone", "detector"], "steps": 3, **WIDTHS}
+DETR = {"detector": "detr", "fpn_channels": None, "head_convs": None}
 Capture = pytest.CaptureFixture[str]
 
 
@@ -174,7 +175,7 @@ def test_what_an_rcnns_teacher_compares_is_a_setting_of_its_stage(scenes: Path, 
     settings = DetectorStageSettings(teacher_rois="proposals")
     tiny_aligndet(scenes, tmp_path / "run", detector="faster_rcnn", head_convs=None, detector_stage=settings, steps=1)
     assert RunDir(tmp_path / "run").read_config()["options"]["teacher_rois"] == "proposals"
-    with pytest.raises(UserError, match="--teacher-rois is no setting of fcos"):
+    with pytest.raises(UserError, match="--detector-stage.teacher-rois is no setting of fcos"):
         tiny_aligndet(scenes, tmp_path / "fcos", detector_stage=settings, steps=1)
 
 
@@ -196,12 +197,40 @@ def test_each_stage_has_its_own_settings_over_the_shared(scenes: Path, tmp_path:
         ({"detector_stage": DetectorStageSettings(temperature=0.0)}, "temperature is 0.0"),
         ({"detector_stage": DetectorStageSettings(momentum=2.0)}, "momentum is 2.0"),
         ({"detector_stage": DetectorStageSettings(lr=-1.0)}, "--lr is -1"),
+        ({"detector_stage": DetectorStageSettings(boxes_per_image=0)}, "boxes-per-image is 0, expected 1 or more"),
+        (
+            {**DETR, "queries": 60, "detector_stage": DetectorStageSettings(boxes_per_image=60)},
+            "expected fewer than the 60 queries of detr",
+        ),
+        ({**DETR, "detector_stage": DetectorStageSettings(samples=9)}, "of detr all queries are compared"),
     ],
 )
 def test_what_cannot_be_run_is_refused(scenes: Path, tmp_path: Path, settings: dict[str, Any], says: str) -> None:
     run: Callable[..., dict[str, Any]] = tiny_pretrain if "stages" in settings else tiny_aligndet
     with pytest.raises(UserError, match=says):
         run(scenes, tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"backbone": "cb-convnext_atto"}, "cb-convnext_atto: two of convnext_atto cannot be composed"),
+        ({**DETR, "detector": "rtdetr", "backbone": "vit_tiny_patch16_224"}, "rtdetr needs 3 maps"),
+        ({"queries": 100}, "--queries is no setting of fcos"),
+        ({"backbone": "swin_tiny_patch4_window7_224", "image_size": 98}, "cannot take 98 × 98 px"),
+        ({"detector_stage": DetectorStageSettings(clusters=16)}, "fcos does not classify in pre-training"),
+        ({**DETR, "detector_stage": DetectorStageSettings(clusters=0)}, "clusters is 0, expected 1 to"),
+        ({"detector_stage": DetectorStageSettings(temperature=0.0)}, "temperature is 0.0"),
+        ({"detector_stage": DetectorStageSettings(lr=-1.0)}, "--lr is -1"),
+        ({"stages": ["proposals", "detector"], "backbone_weights": "none.pth"}, "none.pth does not exist"),
+    ],
+)
+def test_what_a_later_stage_cannot_run_is_refused_before_the_first(
+    scenes: Path, tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        tiny_pretrain(scenes, tmp_path / "run", **{"stages": ALL["stages"], **settings})
     assert not (tmp_path / "run").exists()
 
 

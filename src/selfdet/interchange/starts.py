@@ -163,13 +163,16 @@ def detector_of(start: Start, asked: str | None) -> str:
     return key
 
 
-def check_options(key: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that a detector's builder does not have. Raises: UserError naming the flag."""
+def check_options(key: str, options: Mapping[str, Any], stage: str = "") -> None:
+    """Refuse options that a detector's builder does not have; `stage`: what their flags begin with.
+
+    Raises: UserError naming the flag.
+    """
     known = inspect.signature(DETECTORS[key]).parameters
     for name in options:
         if name not in known:
             own = [f"--{other.replace('_', '-')}" for other in WIDTHS if other in known]
-            raise UserError(f"--{name.replace('_', '-')} is no setting of {key}", f"It has {', '.join(own)}")
+            raise UserError(f"--{stage}{name.replace('_', '-')} is no setting of {key}", f"It has {', '.join(own)}")
 
 
 def build_detector(

@@ -16,9 +16,14 @@ from selfdet.training.loggers import LoggerName, check_loggers
 from selfdet.training.presets import Preset, PresetName
 from selfdet.training.rundir import RunDir, check_out_is_new
 from selfdet.training.runtime import start_runtime
-from selfdet.verbs.pretrain_backbone import backbone_length, pretrain_backbone
+from selfdet.verbs.pretrain_backbone import backbone_length, check_backbone_stage, pretrain_backbone
 from selfdet.verbs.pretrain_boxes import ProposalSettings, are_proposals, pretrain_boxes
-from selfdet.verbs.pretrain_detector import DetectorStageSettings, detector_length, pretrain_detector
+from selfdet.verbs.pretrain_detector import (
+    DetectorStageSettings,
+    check_detector_stage,
+    detector_length,
+    pretrain_detector,
+)
 from selfdet.verbs.report import report_at_the_end
 from selfdet.verbs.stages import BACKBONE, TEMPERATURES, Call, StageSettings
 
@@ -198,8 +203,19 @@ def pretrain(
     # A stage that comes later is checked now, not after days of the one before.
     if "backbone" in chosen:
         call.snapshots("backbone", backbone_settings, backbone_length(call, len(paths), backbone_settings))
+        if call.several:
+            check_backbone_stage(about, backbone_settings)
     if "detector" in chosen:
-        call.snapshots("detector", detector_settings, detector_length(call, len(paths), detector_settings))
+        widths: dict[str, Any] = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs}
+        widths |= {"box_head": box_head, "queries": queries}
+        network: dict[str, Any] = {
+            "options": {name: value for name, value in widths.items() if value is not None},
+            "train_backbone": train_backbone,
+            "clip": clip,
+        }
+        if call.several:
+            length = detector_length(call, len(paths), detector_settings)
+            check_detector_stage(call, about, detector_settings, length=length, **network)
     result: dict[str, Any] = {}
     run = RunDir(out, writes=False)
     complete = _has_all(run, chosen) and run.report.is_file()
@@ -231,16 +247,12 @@ def pretrain(
         runtime.fabric.barrier()  # the others read what the first has written
         about = about | {"backbone_weights": str(RunDir(out).backbone)}
     if "detector" in chosen:
-        own = {"neck": neck, "fpn_channels": fpn_channels, "head_convs": head_convs}
-        widths = {**own, "box_head": box_head, "queries": queries}
         done = pretrain_detector(
             call,
             Path(result["proposals"]),
             about | {"boxes": boxes},
             detector_settings,
-            options={name: value for name, value in widths.items() if value is not None},
-            train_backbone=train_backbone,
-            clip=clip,
+            **network,
         )
         result.setdefault("stages", {})["detector"] = done
     if _has_all(run, chosen) and not complete:

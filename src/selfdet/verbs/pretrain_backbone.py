@@ -18,6 +18,7 @@ from selfdet.interchange.starts import backbone_note, load_backbone, save_backbo
 from selfdet.methods.densecl import DenseCL
 from selfdet.methods.moco import MoCo
 from selfdet.methods.simclr import SimCLR
+from selfdet.models.backbones import build_backbone
 from selfdet.models.composite import plain_name
 from selfdet.training import defaults, memory
 from selfdet.training.defaults import ASKED, Default, Length
@@ -25,7 +26,7 @@ from selfdet.training.health import MatchProbe, words
 from selfdet.training.log import plural
 from selfdet.training.snapshots import Snapshots
 from selfdet.training.stage import Weights
-from selfdet.verbs.stages import Call, StageSettings
+from selfdet.verbs.stages import Call, StageSettings, refused_now
 
 METHODS: dict[str, Callable[..., DenseCL | MoCo | SimCLR]] = {"densecl": DenseCL, "moco": MoCo, "simclr": SimCLR}
 VIEW_SIZE = 224
@@ -35,6 +36,20 @@ LOOKS = 20  # looks at the matches in a run
 def backbone_length(call: Call, images: int, asked: StageSettings) -> Length:
     """Batch and steps of this stage on so many images."""
     return call.length("backbone", images, asked, defaults.contrastive_steps)
+
+
+def check_backbone_stage(about: Mapping[str, Any], asked: StageSettings) -> None:
+    """Refuse now a network, or a size of its images, that this stage would refuse after boxes were found.
+
+    Raises: UserError.
+    """
+
+    def build() -> None:
+        net = build_backbone(plain_name(about["backbone"]))
+        if asked.image_size is not None:
+            net.check_image_size(asked.image_size)
+
+    refused_now(build)
 
 
 def pretrain_backbone(

@@ -21,7 +21,7 @@ from selfdet.errors import UserError
 from selfdet.evaluation.probe import features
 from selfdet.interchange.starts import load_backbone, resolve_start
 from selfdet.models.backbones import Backbone
-from selfdet.proposing.clusters import NO_CLUSTER, Clusters, fit_clusters, read_clusters, with_clusters
+from selfdet.proposing.clusters import MOST, NO_CLUSTER, Clusters, fit_clusters, read_clusters, with_clusters
 from selfdet.proposing.store import read_proposals, write_clusters
 from selfdet.training.defaults import TRANSFORMERS, pseudo_classes
 from selfdet.training.log import Reporter, plural
@@ -157,20 +157,25 @@ def known_clusters(out: str, file: Path, count: int | None) -> tuple[Path, dict[
     return None
 
 
+def check_clusters(detector: str, asked: int | None, boxes: int = MOST) -> None:
+    """Refuse pseudo classes that the detector of this key can't learn from so many boxes. Raises: UserError."""
+    if asked is None:
+        return
+    if detector not in TRANSFORMERS and asked != 1:
+        raise UserError(f"--detector-stage.clusters {asked}: {pseudo_classes(detector, boxes).reason}", "Leave it out")
+    if not 1 <= asked <= max(1, boxes):
+        most = f"{boxes}, the proposals" if boxes < MOST else f"{MOST}, and no more than proposals"
+        raise UserError(f"--detector-stage.clusters is {asked}, expected 1 to {most}", "Leave it out")
+
+
 def cluster_count(out: str, file: Path, detector: str, asked: int | None, boxes: int) -> int:
     """The number of pseudo classes for the detector of this key; 1 for none: what was asked, else that of `file`, or of
     the run in `out`, else the usual one. Raises: UserError for a detector that learns none, and out of range."""
-    usual = pseudo_classes(detector, boxes)
-    if detector not in TRANSFORMERS:
-        if asked not in (None, 1):
-            raise UserError(f"--detector-stage.clusters {asked}: {usual.reason}", "Leave it out")
-        return 1
-    if asked is not None and not 1 <= asked <= max(1, boxes):
-        raise UserError(f"--detector-stage.clusters is {asked}, expected 1 to {boxes}, the proposals", "Leave it out")
-    if asked is not None:
-        return asked
+    check_clusters(detector, asked, min(boxes, MOST))
+    if asked is not None or detector not in TRANSFORMERS:
+        return asked or 1
     known = known_clusters(out, file, None)
-    return int(usual.value) if known is None else known[2].count
+    return int(pseudo_classes(detector, boxes).value) if known is None else known[2].count
 
 
 def clustered_records(
