@@ -179,6 +179,22 @@ def detectron2() -> Any:
     return {"model": state, "__author__": "MOCO", "matching_heuristics": True}
 
 
+def transformers_resnet() -> Any:
+    """A classifier of transformers', whose tensors come in the order of torchvision's but for shortcuts, which are the
+    first of a block."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", num_labels=2)
+    made = ResNetForImageClassification(config).state_dict()
+    blocks: OrderedDict[str, list[str]] = OrderedDict()
+    for name in body():
+        own = blocks.setdefault(".".join(name.split(".")[:2]) if name.startswith("layer") else "", [])
+        own.insert(sum("downsample" in each for each in own) if "downsample" in name else len(own), name)
+    ours = [name for names in blocks.values() for name in names]
+    theirs = [name for name in made if name.startswith("resnet.")]
+    return {**made, **{other: body()[name] for name, other in zip(ours, theirs, strict=True)}}
+
+
 def random(*shape: int, std: float = 0.05) -> Tensor:
     return torch.randn(*shape) * std
 
@@ -243,6 +259,7 @@ FILES: dict[str, tuple[Callable[[], Any], str, Callable[[], State]]] = {
     "detectron2": (detectron2, "resnet18", body),
     "mmdet": (mmdet, "resnet18", body),
     "aligndet": (aligndet, "resnet18", body),
+    "transformers": (transformers_resnet, "resnet18", body),
 }
 # Whose names are those of another format as well: told as that one where nobody says which it is.
 ALSO = {"mmpretrain": "mmselfsup"}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfdet.errors import UserError
 from selfdet.interchange.detectron2_names import NORM_EPS, is_theirs, with_torchvisions_names
+from selfdet.interchange.transformers_names import FIRST, from_transformers
 
 State = dict[str, Tensor]
 
@@ -64,12 +65,14 @@ def told_by(state: Mapping[str, Tensor], library: str | None = None) -> Architec
 def renamed(state: State) -> tuple[State, list[str]]:
     """The same tensors under the libraries' names, and a line for each thing that was done beside renaming.
 
-    Understood are ResNets whose modules are numbered, detectron2's and Caffe2's, ResNets with batch norm folded into
-    their convolutions, and Swins as Microsoft's own program and as mmpretrain name them.
+    Understood are ResNets whose modules are numbered, detectron2's, Caffe2's and transformers', ResNets with batch norm
+    folded into their convolutions, and Swins as Microsoft's own program and as mmpretrain name them.
     Raises: UserError for a batch norm that is folded in part, and for Caffe2's bottlenecks.
     """
     if is_theirs(state):
         return with_torchvisions_names(state), []
+    if FIRST in state:
+        return from_transformers(state), []
     if "4.0.conv1.weight" in state and "0.weight" in state:
         state = {
             ".".join([NUMBERED[head], rest]): value

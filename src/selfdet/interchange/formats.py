@@ -29,6 +29,7 @@ FormatKey = Literal[
     "detectron2",
     "mmdet",
     "aligndet",
+    "transformers",
 ]
 
 
@@ -151,6 +152,12 @@ FORMATS: dict[str, Format] = {
         ("backbone.bottom_up.", "bottom_up.", ""),
         (r"(backbone\.)?(bottom_up\.)?stem\.conv1\.weight$|conv1_w$",),
         containers=("model", "blobs"),
+    ),
+    "transformers": Format(
+        "a ResNet, by itself or in a classifier",
+        CLASSIFIER,
+        ("resnet.", ""),
+        (r"(resnet\.)?embedder\.embedder\.convolution\.weight$",),
     ),
     "mmselfsup": MM,
     "mmpretrain": Format(MM.taken, CLASSIFIER, MM.prefixes, MM.signs, networks=MM.networks),
