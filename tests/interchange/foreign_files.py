@@ -179,18 +179,20 @@ def detectron2() -> Any:
     return {"model": state, "__author__": "MOCO", "matching_heuristics": True}
 
 
-def transformers() -> Any:
-    """A DETR over transformers' own ResNet, as `save_pretrained` names its tensors."""
-    made = {}
-    for name, value in body().items():
-        name = re.sub(r"^(conv|bn)1\.", r"embedder.embedder.\1.", name)
-        name = re.sub(r"downsample\.([01])", lambda found: f"shortcut.{('conv', 'bn')[int(found[1])]}", name)
-        name = re.sub(r"(conv|bn)(\d)", lambda found: f"layer.{int(found[2]) - 1}.{found[1]}", name)
-        stage = lambda found: f"encoder.stages.{int(found[1]) - 1}.layers."  # noqa: E731
-        name = re.sub(r"^layer(\d)\.", stage, name)
-        name = re.sub(r"\bconv\b", "convolution", re.sub(r"\bbn\b", "normalization", name))
-        made[f"model.backbone.conv_encoder.model.{name}"] = value
-    return {**made, **layer("model.decoder.layers.0.fc1", 8, 4)}
+def transformers_resnet() -> Any:
+    """A classifier of transformers', whose tensors come in the order of torchvision's but for shortcuts, which are the
+    first of a block."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", num_labels=2)
+    made = ResNetForImageClassification(config).state_dict()
+    blocks: OrderedDict[str, list[str]] = OrderedDict()
+    for name in body():
+        own = blocks.setdefault(".".join(name.split(".")[:2]) if name.startswith("layer") else "", [])
+        own.insert(sum("downsample" in each for each in own) if "downsample" in name else len(own), name)
+    ours = [name for names in blocks.values() for name in names]
+    theirs = [name for name in made if name.startswith("resnet.")]
+    return {**made, **{other: body()[name] for name, other in zip(ours, theirs, strict=True)}}
 
 
 def random(*shape: int, std: float = 0.05) -> Tensor:
@@ -257,7 +259,7 @@ FILES: dict[str, tuple[Callable[[], Any], str, Callable[[], State]]] = {
     "detectron2": (detectron2, "resnet18", body),
     "mmdet": (mmdet, "resnet18", body),
     "aligndet": (aligndet, "resnet18", body),
-    "transformers": (transformers, "resnet18", body),
+    "transformers": (transformers_resnet, "resnet18", body),
 }
 # Whose names are those of another format as well: told as that one where nobody says which it is.
 ALSO = {"mmpretrain": "mmselfsup"}

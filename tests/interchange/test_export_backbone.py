@@ -8,10 +8,17 @@ from safetensors.torch import load_file
 
 from selfdet.data.images import PIXELS
 from selfdet.errors import UserError
-from selfdet.interchange.export_backbone import fresh_modules, open_backbone, write_backbone
+from selfdet.interchange.export_backbone import (
+    export_backbone,
+    fresh_modules,
+    in_library,
+    open_backbone,
+    write_backbone,
+)
+from selfdet.interchange.outgoing import Outgoing
 from selfdet.interchange.starts import resolve_start, save_backbone
 from selfdet.interchange.weights import read_weights, write_safetensors
-from selfdet.models.backbones import build_backbone, evaluating
+from selfdet.models.backbones import build_backbone, evaluating, torchvision_resnets
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,33 @@ def test_the_library_loads_the_file_and_misses_only_what_lies_behind_the_maps(tm
     assert result.unexpected_keys == []
     assert result.missing_keys == absent
     assert all(missing.startswith(tuple(fresh_modules(backbone))) for missing in absent)
+
+
+@pytest.mark.parametrize(("name", "library"), [("resnet18", "timm"), ("timm/resnet18", "torchvision")])
+def test_a_resnet_goes_to_the_other_library_too(tmp_path, name, library):
+    backbone = build_backbone(name)
+    written = export_backbone(tmp_path, Outgoing("backbone", backbone, {"method": "densecl"}, "runs/pre"), library)
+    assert written.figures["maps"] == 4
+    assert written.figures["largest_difference"] < 1e-5
+    assert f'{library}.{"create_model" if library == "timm" else "models.get_model"}("resnet18"' in (
+        tmp_path / "load.py"
+    ).read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", torchvision_resnets())
+def test_timm_has_every_resnet_of_torchvisions(name):
+    with torch.device("meta"):
+        assert in_library(build_backbone(name), "timm").library == "timm"
+
+
+def test_a_network_that_only_one_library_has_is_refused_with_where_it_goes(tmp_path):
+    for name, library, hint in (
+        ("mobilenetv3_small_050", "torchvision", "Use --to timm"),
+        ("cb-resnet18", "timm", "Use --to onnx or --to torch-export"),
+    ):
+        with pytest.raises(UserError, match=hint):
+            export_backbone(tmp_path, Outgoing("backbone", build_backbone(name), {}, "runs/pre"), library)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])

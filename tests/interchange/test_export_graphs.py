@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tests.detectors.rcnn_scenes import small_c4, small_cascade, small_faster, small_mask
 from tests.detectors.scenes import small_fcos, small_retinanet
+from torchvision.transforms.v2 import functional as F
 
 from selfdet import export
 from selfdet.data.images import read_image
@@ -29,6 +30,7 @@ from selfdet.models.backbones import build_backbone
 
 NEW_ENOUGH = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
 pytestmark = pytest.mark.skipif(not NEW_ENOUGH, reason="graphs of any size need torch 2.9")
+NATIVE = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # elsewhere torch resizes bytes as floats
 SLOW = pytest.mark.slow
 DETECTORS: dict[str, Any] = {
     "fcos": lambda: small_fcos(num_classes=2, image_size=64),
@@ -115,12 +117,24 @@ def test_onnx_leaves_suppression_to_others_and_takes_other_opsets(tmp_path: Path
     assert ("run.py" in answer["files"]) == ("nms" not in options)
 
 
+def test_the_program_beside_an_onnx_file_resizes_as_the_detector_was_trained() -> None:
+    pytest.importorskip("onnxruntime")
+    from selfdet.interchange.companions.run_onnx import resized
+
+    image = trial_images(150)[0]
+    for height, width in ((57, 90), (1, 3), (150, 31), (301, 77)):
+        expected = F.resize_image(image, [height, width], antialias=True)
+        found = torch.from_numpy(resized(image.permute(1, 2, 0).numpy(), height, width)).permute(2, 0, 1)
+        assert int((found.int() - expected.int()).abs().max()) <= int(not NATIVE)
+
+
 @SLOW
 def test_the_program_beside_an_onnx_file_finds_the_same_without_selfdet(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     export(init=saved(tmp_path, "fcos"), to="onnx", out=str(tmp_path / "out"))
-    # As large as the detector works at: nothing is resized, in which Pillow and torch differ by a grey level.
-    Image.fromarray(trial_images(64)[0].permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
+    image = trial_images(150)[0]  # to be reduced, and with transparency
+    seen = torch.cat([image, image[:1].div(2, rounding_mode="floor") + 128])
+    Image.fromarray(seen.permute(1, 2, 0).numpy()).save(tmp_path / "photo.png")
     code = "import sys, runpy; sys.modules['selfdet'] = sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     words = [sys.executable, "-B", "-c", code, str(tmp_path / "out" / "run.py"), str(tmp_path / "photo.png")]
@@ -129,6 +143,9 @@ def test_the_program_beside_an_onnx_file_finds_the_same_without_selfdet(tmp_path
     (listed,) = json.loads(done.stdout)
     (expected,) = DETECTORS["fcos"]().predict([resize_sample(plain_sample(read_image(tmp_path / "photo.png")), 64)])
     assert [each["score"] for each in listed["detections"]] == pytest.approx(expected["scores"].tolist(), abs=1e-4)
+    sides = torch.tensor([each["bbox"] for each in listed["detections"]])
+    boxes = torch.cat([sides[:, :2], sides[:, :2] + sides[:, 2:]], 1)
+    assert float((boxes - expected["boxes"]).abs().max()) <= 0.015  # 0.005 of it of rounding, twice
     assert {each["category_id"] for each in listed["detections"]} <= {17, 18}
 
 

@@ -12,16 +12,18 @@ from tests.detectors.detr_scenes import KEYS, small
 from tests.interchange.rebuilding import noise, note_of, own
 from torch import nn
 
+from selfdet.data.pixels import normalise
 from selfdet.errors import UserError
 from selfdet.interchange.companions import detect
 from selfdet.interchange.export_check import ExportMismatchError, check_images
 from selfdet.interchange.export_transformers import (
     check_transformers,
     export_transformers,
-    refuse_backbone,
     write_transformers,
 )
+from selfdet.interchange.export_transformers_backbone import export_transformers_backbone, write_transformers_backbone
 from selfdet.interchange.outgoing import Outgoing
+from selfdet.models.backbones import build_backbone, evaluating
 
 
 def trained(key: str, **options):
@@ -67,8 +69,6 @@ def test_a_stranger_finds_the_same_over_usual_backbones(
 ) -> None:
     import tests.detectors.detr_scenes as scenes
 
-    from selfdet.models.backbones import build_backbone
-
     monkeypatch.setattr(scenes, "build_backbone", lambda name: build_backbone(backbone))
     detector = trained(key, image_size=128)
     written = export_transformers(tmp_path, Outgoing("detector", detector, note_of(detector), "run"))
@@ -100,12 +100,40 @@ def test_the_folder_says_what_it_holds(tmp_path: Path, capsys: pytest.CaptureFix
     assert detect.read(tmp_path / "grey.png").equal(noise(30, 40))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet50"])
+def test_a_resnet_has_the_same_maps_under_transformers_own_names(name: str, tmp_path: Path) -> None:
+    """Of bytes: its image processor normalises as the network was trained."""
+    import transformers
+
+    torch.manual_seed(0)
+    backbone = build_backbone(name)
+    with torch.no_grad():
+        for module in backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    write_transformers_backbone(tmp_path, backbone)
+    net, told = transformers.ResNetBackbone.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told.values())
+    last = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    image = noise(70, 90)
+    pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path)(images=[image], return_tensors="pt").pixel_values
+    with torch.no_grad(), evaluating(backbone):
+        ours = list(backbone(normalise(image[None], backbone.mean, backbone.std)).values())
+        theirs = net.eval()(pixels).feature_maps
+        torch.testing.assert_close(last(pixels).last_hidden_state, ours[-1], rtol=1e-4, atol=1e-4)
+    assert len(ours) == len(theirs) == 4
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+
+
 def test_what_transformers_does_not_have_is_refused(tmp_path: Path) -> None:
     detector = trained("detr")
     with pytest.raises(UserError, match=r"--init runs/x is a fcos, which transformers does not have; it has detr"):
         export_transformers(tmp_path, Outgoing("detector", detector, {"detector": "fcos"}, "runs/x"))
-    with pytest.raises(UserError, match=r"takes whole detectors, and --init runs/x is none\. Use --to timm"):
-        refuse_backbone(tmp_path, Outgoing("backbone", detector.backbone, {}, "runs/x"))
+    mobile = Outgoing("backbone", build_backbone("mobilenetv3_small_050"), {}, "runs/x")
+    with pytest.raises(UserError, match=r"only plain ResNets have names of their own there\. Use --to timm"):
+        export_transformers_backbone(tmp_path, mobile)
     detector.backbone.library_name = "nobody_knows"
     with pytest.raises(UserError, match="the backbone test_resnet is none of timm's"):
         write_transformers(tmp_path, detector, note_of(detector))

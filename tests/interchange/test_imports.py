@@ -14,6 +14,7 @@ from selfdet.errors import UserError
 from selfdet.interchange.architectures import RESNETS, told_by
 from selfdet.interchange.formats import FORMATS, tensors_in
 from selfdet.interchange.imports import Imported, NotTakenError, import_backbone, read_content
+from selfdet.interchange.transformers_names import check_strides
 from selfdet.models.backbones import build_backbone, evaluating
 
 
@@ -97,6 +98,21 @@ def test_another_prefix_before_every_name_is_refused(place: Path, key: str) -> N
         state[f"wrong.{name}"] = state.pop(name)
     refused(place, content, key)
     refused(place, content, "auto")
+
+
+def test_a_resnet_of_transformers_with_other_strides_is_refused(tmp_path: Path) -> None:
+    """Its tensors are those of torchvision's; its settings, which stand beside them, tell."""
+    for told, expected in (
+        ('{"downsample_in_bottleneck": true}', "has downsample_in_bottleneck"),
+        ("{}", ""),
+        ("?", ""),
+    ):
+        (tmp_path / "config.json").write_text(told)
+        if expected:
+            with pytest.raises(UserError, match=expected):
+                import_backbone(tmp_path / "model.safetensors", FILES["transformers"][0](), "auto", None)
+        else:
+            check_strides(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("key", FORMATS)

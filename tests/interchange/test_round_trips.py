@@ -21,6 +21,7 @@ from selfdet.interchange.export_backbone import write_backbone
 from selfdet.interchange.export_detector import write_detector
 from selfdet.interchange.export_lightly import write_lightly
 from selfdet.interchange.export_mmdet import export_peer
+from selfdet.interchange.export_transformers_backbone import write_transformers_backbone
 from selfdet.interchange.imports import NotTakenError
 from selfdet.interchange.outgoing import Outgoing
 from selfdet.interchange.starts import detector_note, load_detector, save_detector
@@ -61,6 +62,11 @@ def as_lightly(folder: Path, given: Outgoing) -> Path:
     return folder / "backbone.pt"
 
 
+def as_transformers(folder: Path, given: Outgoing) -> Path:
+    write_transformers_backbone(folder, given.network)
+    return folder / "model.safetensors"
+
+
 def as_peer(library: str) -> Callable[[Path, Outgoing], Path]:
     def write(folder: Path, given: Outgoing) -> Path:
         export_peer(folder, given, library)
@@ -99,6 +105,7 @@ TRIPS = {
     "torchvision detector": Trip(lambda: detector("rounded"), as_torchvision),
     "timm": Trip(mobilenet, as_torchvision, {"format": "timm", "backbone": "mobilenetv3_small_050"}),
     "lightly-train": Trip(resnet, as_lightly, {"format": "torchvision"}),
+    "transformers backbone": Trip(resnet, as_transformers, {"format": "transformers"}),
     "mmdet backbone": Trip(resnet, as_peer("mmdet"), {"format": "mmdet", "part": "backbone"}),
     "mmdet": Trip(lambda: detector("exact"), as_peer("mmdet"), {"format": "mmdet"}),
     "mmdet rounded": Trip(lambda: detector("rounded"), as_peer("mmdet"), {"format": "mmdet"}),
@@ -142,7 +149,7 @@ def test_out_and_in_again_is_the_same(written: Any, key: str) -> None:
 
 def wrong_prefix(state: State) -> State:
     return {
-        f"model.{name}" if "layer3" in name or "res4" in name or "blocks.3" in name else name: v
+        f"model.{name}" if any(part in name for part in ("layer3", "res4", "blocks.3", "stages.2.")) else name: v
         for name, v in state.items()
     }
 

@@ -124,8 +124,8 @@ def test_a_resnet_that_only_classifies_is_a_backbone(tmp_path: Path) -> None:
     net.save_pretrained(tmp_path)
     out = str(tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"is a 'resnet' of transformers; .* with --part backbone"):
-        import_weights(file=str(tmp_path), out=out)
-    assert import_weights(file=str(tmp_path), out=out, part="backbone")["backbone"] == "resnet18"
+        import_weights(file=str(tmp_path), out=out, part="detector")
+    assert import_weights(file=str(tmp_path), out=out)["backbone"] == "resnet18"
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     backbone = build_backbone("resnet18")
     backbone.net.load_state_dict(read_weights(out)[0])

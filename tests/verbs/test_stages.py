@@ -175,7 +175,7 @@ def test_what_an_rcnns_teacher_compares_is_a_setting_of_its_stage(scenes: Path, 
     settings = DetectorStageSettings(teacher_rois="proposals")
     tiny_aligndet(scenes, tmp_path / "run", detector="faster_rcnn", head_convs=None, detector_stage=settings, steps=1)
     assert RunDir(tmp_path / "run").read_config()["options"]["teacher_rois"] == "proposals"
-    with pytest.raises(UserError, match="--detector-stage.teacher-rois is no setting of fcos"):
+    with pytest.raises(UserError, match=r"--detector-stage\.teacher-rois is no setting of fcos"):
         tiny_aligndet(scenes, tmp_path / "fcos", detector_stage=settings, steps=1)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfdet.errors import UserError
 from selfdet.interchange.detectron2_names import NORM_EPS, is_theirs, with_torchvisions_names
+from selfdet.interchange.transformers_names import FIRST, from_transformers
 
 State = dict[str, Tensor]
 
@@ -36,10 +37,6 @@ SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "larg
 VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 # What nn.Sequential(*resnet.children()) makes of the names.
 NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-# Layers of transformers' ResNet; without a stage, the first.
-TRANSFORMERS = re.compile(
-    r"^(?:encoder\.stages\.(\d)\.layers\.(\d+)\.(?:shortcut|layer\.(\d))|embedder\.embedder)\.(convolution|normalization)\."
-)
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,8 @@ def renamed(state: State) -> tuple[State, list[str]]:
     """
     if is_theirs(state):
         return with_torchvisions_names(state), []
-    if "embedder.embedder.convolution.weight" in state:
-        state = {torchvisions_name(name): value for name, value in state.items()}
+    if FIRST in state:
+        return from_transformers(state), []
     if "4.0.conv1.weight" in state and "0.weight" in state:
         state = {
             ".".join([NUMBERED[head], rest]): value
@@ -89,20 +86,6 @@ def renamed(state: State) -> tuple[State, list[str]]:
     if "layers.0.downsample.reduction.weight" in state:
         return _from_first_swin(state)
     return state, []
-
-
-def torchvisions_name(name: str) -> str:
-    """torchvision's name of a tensor in transformers' ResNet; any other name as it is."""
-
-    def layer(found: re.Match[str]) -> str:
-        stage, block, row, kind = found.groups()
-        norm = kind == "normalization"
-        if stage is None:
-            return "bn1." if norm else "conv1."
-        inside = f"downsample.{int(norm)}" if row is None else f"{'bn' if norm else 'conv'}{int(row) + 1}"
-        return f"layer{int(stage) + 1}.{block}.{inside}."
-
-    return TRANSFORMERS.sub(layer, name)
 
 
 def fitted(state: State, name: str) -> tuple[State, list[str]]:

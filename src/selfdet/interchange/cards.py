@@ -23,7 +23,11 @@ USES: dict[str, str | dict[str, str]] = {
         "backbone": "`from load import load; net = load()`; its first lines say more.",
     },
     "timm": "`from load import load; net = load()`; its first lines say more.",
-    "transformers": "`python detect.py photo.jpg`, or transformers' own `from_pretrained` on this folder.",
+    "transformers": {
+        "detector": "`python detect.py photo.jpg`, or transformers' own `from_pretrained` on this folder.",
+        "backbone": "`ResNetBackbone.from_pretrained(FOLDER).eval()` gives four maps, `AutoModel` the last of them; "
+        "`AutoImageProcessor` normalises and resizes nothing.",
+    },
     "lightly-train": "`from load import load`, and `lightly_train.pretrain(model=load(), …)`; see its first lines.",
     "mmdet": "`config.py` has the model's settings and where its weights are; it belongs on top of a dataset's and a "
     "schedule's.",

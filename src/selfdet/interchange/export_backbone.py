@@ -15,7 +15,7 @@ from selfdet.interchange.export_check import check_backbone
 from selfdet.interchange.export_words import map_differences
 from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.interchange.starts import Start, save_backbone
-from selfdet.models.backbones import Backbone, build_backbone, without_weights
+from selfdet.models.backbones import Backbone, build_backbone, build_unfilled, torchvision_resnets
 from selfdet.training.rundir import write_text
 
 WEIGHTS, PROGRAM = "backbone.safetensors", "load.py"
@@ -69,11 +69,7 @@ def open_backbone(start: Start) -> Backbone:
             f"{start.source} does not say which network its weights belong to",
             "Export a run made by pretrain or finetune, or a weights file of one",
         )
-    try:
-        with without_weights():  # the start's own tensors become the network's
-            backbone = build_backbone(name)
-    except UserError:  # some networks, as Swin v2, compute with their weights while they are built
-        backbone = build_backbone(name)
+    backbone = build_unfilled(lambda: build_backbone(name))  # the start's own tensors become the network's
     try:
         backbone.net.load_state_dict(start.state, assign=True)
     except RuntimeError as error:
@@ -83,20 +79,44 @@ def open_backbone(start: Start) -> Backbone:
 
 
 def export_backbone(folder: Path, given: Outgoing, library: str) -> Written:
-    """Write a backbone for its own library, which is to be `library`, and compare its maps there.
+    """Write a backbone for `library`, torchvision or timm, and compare its maps there.
 
-    Raises: UserError when it is another's; ExportMismatchError.
+    Raises: UserError when it is no network of that library's; ExportMismatchError.
     """
     backbone: Backbone = given.network
-    if backbone.library != library:
-        whole = given.note.get("trained_as", "").startswith("backbone of ")
-        hint = "--to torchvision writes all of it" if whole else f"Use --to {backbone.library}"
+    theirs = in_library(backbone, library)
+    if theirs is None:
         raise UserError(
-            f"--to {library}: the backbone of {given.source} is {backbone.library}'s {backbone.library_name}", hint
+            f"--to {library}: the backbone of {given.source} is {backbone.library}'s {backbone.library_name}",
+            home_of(backbone),
         )
-    write_backbone(folder, backbone, given.note)
-    figures = check_backbone(folder / PROGRAM, folder / WEIGHTS, backbone)
+    write_backbone(folder, theirs, given.note)
+    figures = check_backbone(folder / PROGRAM, folder / WEIGHTS, backbone, library)
     return Written(figures, f"loaded without selfdet, {map_differences(figures)}")
+
+
+def home_of(backbone: Backbone) -> str:
+    """Where a backbone goes that another target doesn't take, as the hint of its refusal."""
+    return f"Use --to {backbone.library}" if backbone.library in CALLS else "Use --to onnx or --to torch-export"
+
+
+def in_library(backbone: Backbone, library: str) -> Backbone | None:
+    """The same network as `library` has it, with the same tensors; None where it has none whose names and shapes are
+    the same. Those of torchvision's ResNets are in timm, too."""
+    if backbone.library == library:
+        return backbone
+    name = f"timm/{backbone.library_name}" if library == "timm" else backbone.library_name
+    if backbone.library not in CALLS or backbone.library_name not in torchvision_resnets():
+        return None
+    if library == "timm" and not timm.is_model(backbone.library_name):
+        return None
+    theirs = build_unfilled(lambda: build_backbone(name))
+    own, wanted = backbone.net.state_dict(), theirs.net.state_dict()
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in wanted.items()}:
+        return None
+    theirs.net.load_state_dict(own, assign=True)
+    theirs.mean, theirs.std = backbone.mean, backbone.std
+    return theirs
 
 
 def write_backbone(folder: Path, backbone: Backbone, note: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from selfdet.detectors.base import Detector
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError
 from selfdet.interchange.weights import differing, read_weights, write_safetensors
-from selfdet.models.backbones import Backbone, build_backbone, evaluating, without_weights
+from selfdet.models.backbones import Backbone, build_backbone, build_unfilled, evaluating
 from selfdet.models.plain_vit import fitted_images, told_stride
 
 BOX_TOLERANCE = 0.05  # px of the image; the same arithmetic in another process gives 0
@@ -56,20 +56,22 @@ DETECT = """
 save_file(found, outputs)
 """
 
-TORCHVISION_MAPS = """
+_TORCHVISION_MAPS = """
     from torchvision.models.feature_extraction import create_feature_extractor
     net = create_feature_extractor(exported.load().eval(), [f"layer{stage}" for stage in (1, 2, 3, 4)])
     maps = list(net(given["images"]).values())
 save_file({str(level): features.contiguous() for level, features in enumerate(maps)}, outputs)
 """
 
-TIMM_MAPS = """
+_TIMM_MAPS = """
     import timm
     indices = list(timm.create_model(words[0], features_only=True, feature_cls="getter").out_indices)[-int(words[1]):]
     net = exported.load().eval()
     maps = net.forward_intermediates(given["images"], indices=indices, output_fmt="NCHW", intermediates_only=True)
 save_file({str(level): features.contiguous() for level, features in enumerate(maps)}, outputs)
 """
+
+MAPS = {"torchvision": _TORCHVISION_MAPS, "timm": _TIMM_MAPS}
 
 
 class ExportMismatchError(RuntimeError):
@@ -102,18 +104,20 @@ def check_detector(program: Path, weights: Path, detector: Detector, image_size:
     return compare_detections(ours, theirs)
 
 
-def check_backbone(program: Path, weights: Path, backbone: Backbone) -> dict[str, float]:
-    """Compare the maps of a folder's `load()` with the backbone's own, on two images of the library's usual size.
+def check_backbone(program: Path, weights: Path, backbone: Backbone, library: str | None = None) -> dict[str, float]:
+    """Compare the maps of a folder's `load()`, a network of `library` (the backbone's own if not given), with the
+    backbone's, on two images of the library's usual size.
 
     Returns the number of "maps" and the "largest_difference" as a share of a map's largest value.
     Raises: ExportMismatchError when the weights differ or a map does by more than 0.0001 of its largest value.
     """
     check_weights(weights, backbone.net)
-    return check_maps_of(program, backbone)
+    return check_maps_of(program, backbone, STRANGER + MAPS[library or backbone.library])
 
 
-def check_maps_of(program: Path, backbone: Backbone) -> dict[str, float]:
-    """`check_backbone` without the weights file."""
+def check_maps_of(program: Path, backbone: Backbone, script: str | None = None) -> dict[str, float]:
+    """`check_backbone` without the weights file; `script`: what runs the program on "images", normalised, or on their
+    "bytes", where not as its library does."""
     config: Any = getattr(backbone.net, "pretrained_cfg", {})
     _, height, width = config.get("input_size", (3, 224, 224))
     patch = backbone.patch
@@ -121,9 +125,11 @@ def check_maps_of(program: Path, backbone: Backbone) -> dict[str, float]:
         height, width = (side // patch * told_stride(patch) for side in (height, width))
     noise = torch.randint(0, 256, (2, 3, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = normalise(noise, backbone.mean, backbone.std)
-    script = STRANGER + (TORCHVISION_MAPS if backbone.library == "torchvision" else TIMM_MAPS)
+    script = script or STRANGER + MAPS[backbone.library]
     given = images if patch is None else fitted_images(images, patch)
-    theirs = run_stranger(script, program, {"images": given}, backbone.library_name, str(len(backbone.channels)))
+    theirs = run_stranger(
+        script, program, {"images": given, "bytes": noise}, backbone.library_name, str(len(backbone.channels))
+    )
     with torch.no_grad(), evaluating(backbone):
         ours = backbone(images)
     worst = 0.0
@@ -205,8 +211,8 @@ def at_zero(detector: Detector) -> Detector:
     """The detector a second time, with the same weights in memory and a score threshold of 0."""
     config = detector.config()
     options = {**config["options"], "score_threshold": 0.0}
-    with without_weights():
-        again = DETECTORS[config["detector"]](config["num_classes"], build_backbone(config["backbone"]), **options)
+    build = DETECTORS[config["detector"]]
+    again = build_unfilled(lambda: build(config["num_classes"], build_backbone(config["backbone"]), **options))
     again.net.load_state_dict(detector.net.state_dict(), assign=True)
     return again
 

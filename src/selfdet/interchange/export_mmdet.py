@@ -15,7 +15,9 @@ import torch
 
 from selfdet.detectors.base import Detector
 from selfdet.errors import UserError
+from selfdet.interchange.companions.rebuild import NETWORKS
 from selfdet.interchange.detectron2_names import as_detectron2, as_mmdet, detector_as_detectron2
+from selfdet.interchange.export_backbone import home_of
 from selfdet.interchange.export_check import ExportMismatchError
 from selfdet.interchange.export_detectron2 import detectron2_settings
 from selfdet.interchange.export_mmdet_one_stage import REASONS as ONE_STAGE
@@ -54,10 +56,11 @@ def export_peer(folder: Path, given: Outgoing, library: str) -> Written:
     network = given.network
     backbone: Backbone = network if given.kind == "backbone" else network.backbone
     if backbone.library != "torchvision" or not RESNET.fullmatch(backbone.name):
+        whole = "torchvision" if given.note.get("detector") in NETWORKS else "onnx"
         raise UserError(
             f"--to {library}: the backbone of {given.source} is {backbone.library}'s {backbone.library_name}, and only "
             "torchvision's plain ResNets have names there",
-            f"Use --to {backbone.library}" if given.kind == "backbone" else "--to torchvision writes all of it",
+            home_of(backbone) if given.kind == "backbone" else f"--to {whole} writes all of it",
         )
     if given.kind == "backbone":
         state, warning = network.net.state_dict(), ""

@@ -60,16 +60,11 @@ def export_transformers(folder: Path, given: Outgoing) -> Written:
     if key not in PROCESSORS:
         raise UserError(
             f"--init {given.source} is a {key}, which transformers does not have; it has {', '.join(PROCESSORS)}",
-            "Use --to torchvision",
+            "Use --to torchvision, or --part backbone for a ResNet's",
         )
     write_transformers(folder, given.network, given.note)
     figures = check_transformers(folder, given.network, check_images(given.note["image_size"]))
     return Written(figures, f"loaded in transformers, {differences(figures)}")
-
-
-def refuse_backbone(folder: Path, given: Outgoing) -> Written:
-    """Of a backbone alone transformers has what timm has. Raises: UserError."""
-    raise UserError(f"--to transformers takes whole detectors, and --init {given.source} is none", "Use --to timm")
 
 
 def write_transformers(folder: Path, detector: QueryDetector, note: Mapping[str, Any]) -> None:

@@ -93,8 +93,8 @@ FORMATS: dict[str, Format] = {
     "mmdet": MMDET,
     "transformers": Format(
         "the folder of a DETR, Deformable DETR or RT-DETR over a ResNet or a network of timm, equal in what it finds; "
-        "with `--part backbone` a ResNet, in a detector or alone",
-        "nothing",
+        "a ResNet by itself, in a classifier or, with `--part backbone`, in a detector",
+        CLASSIFIER,
         ("model.backbone.conv_encoder.model.", "model.backbone.model.", "resnet.", ""),
         (r"model\.backbone\.(conv_encoder\.)?model\.|(resnet\.)?embedder\.embedder\.",),
     ),

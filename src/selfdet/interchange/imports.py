@@ -20,6 +20,7 @@ from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import Architecture, State, fitted, renamed, told_by
 from selfdet.interchange.detectron2 import read_pickle
 from selfdet.interchange.formats import FORMATS, prefix_of, recognise, tensors_in
+from selfdet.interchange.transformers_names import check_strides
 from selfdet.interchange.weights import read_weights
 from selfdet.models.backbones import Backbone, build_backbone
 from selfdet.training.checkpoint import check_tensors
@@ -117,6 +118,8 @@ def import_backbone(
         key = told
     known = FORMATS[key]
     check_pixels(path, key, pixels)
+    if key == "transformers":
+        check_strides(path)
     found, container = tensors_in(content, key)
     tensors = {str(each): value.detach() for each, value in found.items() if isinstance(value, Tensor)}
     if not tensors:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from selfdet.detectors.base import Detector
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import renamed, told_by
@@ -25,7 +25,7 @@ from selfdet.interchange.mmdet_one_stage import read_one_stage
 from selfdet.interchange.mmdet_rcnn import read_rcnn
 from selfdet.interchange.mmdet_shared import IMAGE_SIZE, Given, read_settings, settings_text
 from selfdet.interchange.notes import check_note, read_note
-from selfdet.models.backbones import build_backbone, without_weights
+from selfdet.models.backbones import build_backbone, build_unfilled
 from selfdet.training.checkpoint import check_tensors
 
 SELFDET = "selfdet"  # under which selfdet's own files say in `meta` what else they were written from
@@ -97,9 +97,12 @@ def import_detector(
     with torch.device("meta"):
         shapes = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
     report = taken_detector(shapes, ours, pretrained, str(path), reading.keep_box_outputs)
+
+    def build() -> Detector:
+        return DETECTORS[key](len(names), build_backbone(backbone.name), **options)
+
     # The file's own tensors become the detector's, but for last layers that start afresh.
-    with nullcontext() if pretrained else without_weights():
-        detector = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
+    detector = build() if pretrained else build_unfilled(build)
     fill_detector(detector, ours)
     return ImportedDetector(detector, names, size, report, said, left, pretrained, own.get("category_ids"))
 

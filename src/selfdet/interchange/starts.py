@@ -21,7 +21,7 @@ from selfdet.errors import UserError
 from selfdet.interchange.notes import check_note, read_note
 from selfdet.interchange.relatives import handed_over, options_for
 from selfdet.interchange.weights import read_weights, write_safetensors
-from selfdet.models.backbones import Backbone, build_backbone, without_weights
+from selfdet.models.backbones import Backbone, build_backbone, build_unfilled
 from selfdet.models.composite import COPIES, PREFIX, Composite, for_both, is_composite, plain_name
 from selfdet.training.checkpoint import load_checkpoint, product_of
 from selfdet.training.rundir import RunDir
@@ -301,8 +301,8 @@ def open_detector(start: Start, init: str) -> tuple[Detector, dict[str, Any]]:
     """
     if start.kind != "detector":
         raise UserError(f"--init {init} holds no detector ({start.kind})", "Name a run made by finetune")
-    with without_weights():  # the start's own tensors become the detector's
-        detector, _ = build_detector(start, len(start.note["classes"]), None, None, {})
+    # The start's own tensors become the detector's.
+    detector, _ = build_unfilled(lambda: build_detector(start, len(start.note["classes"]), None, None, {}))
     own = detector.net.state_dict()
     state = {name: value.to(own[name].dtype) if name in own else value for name, value in start.state.items()}
     try:

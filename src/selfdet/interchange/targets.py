@@ -19,7 +19,8 @@ from selfdet.interchange.export_mmdet import export_peer
 from selfdet.interchange.export_onnx import export_onnx
 from selfdet.interchange.export_program import export_program
 from selfdet.interchange.export_segmenter import export_segmenter, ordinary_backbone
-from selfdet.interchange.export_transformers import export_transformers, refuse_backbone
+from selfdet.interchange.export_transformers import export_transformers
+from selfdet.interchange.export_transformers_backbone import export_transformers_backbone
 from selfdet.interchange.outgoing import KINDS, Kind, Outgoing, Writer
 from selfdet.interchange.segmenters import load_segmenter
 from selfdet.interchange.starts import open_detector, resolve_start
@@ -53,7 +54,7 @@ TARGETS: dict[str, Target] = {
     "torch-export": Target(dict.fromkeys(KINDS, export_program), ("nms",)),
     "detectron2": Target({kind: partial(export_peer, library="detectron2") for kind in ("detector", "backbone")}),
     "mmdet": Target({kind: partial(export_peer, library="mmdet") for kind in ("detector", "backbone")}),
-    "transformers": Target({"detector": export_transformers, "backbone": refuse_backbone}),
+    "transformers": Target({"detector": export_transformers, "backbone": export_transformers_backbone}),
 }
 
 

@@ -20,10 +20,11 @@ from selfdet.detectors.base import Batch
 from selfdet.detectors.queries import QueryDetector, pixel_mask
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError, shown
-from selfdet.interchange.architectures import State, torchvisions_name
+from selfdet.interchange.architectures import State
 from selfdet.interchange.imported import ImportedDetector, fill_detector, taken_detector
 from selfdet.interchange.notes import check_note
 from selfdet.interchange.starts import MODEL
+from selfdet.interchange.transformers_names import torchvisions_name
 from selfdet.interchange.transformers_settings import (
     AGAIN,
     CONFIG,
@@ -39,7 +40,7 @@ from selfdet.interchange.transformers_settings import (
     told_kind,
 )
 from selfdet.interchange.weights import read_weights
-from selfdet.models.backbones import build_backbone, evaluating, without_weights
+from selfdet.models.backbones import build_backbone, build_unfilled, evaluating
 
 BODY = "model.backbone.model."  # before the backbone's own names, there and here
 # Settings that say nothing of what is found: of training, of names, of what the library returns.
@@ -57,6 +58,11 @@ def weights_in(folder: Path) -> Path:
     if not file.is_file():
         raise UserError(f"{folder} is a folder without {MODEL}", "Name a file, or such a folder of transformers")
     return file
+
+
+def holds_detector(content: Mapping[str, Any]) -> bool:
+    """Whether a file's tensors, of transformers, are of more than a backbone."""
+    return any(str(name).startswith("model.decoder.") for name in content)
 
 
 def import_transformers(
@@ -111,8 +117,8 @@ def _own_detector(
     options = {each: value for each, value in own.get("options", {}).items() if each in known}
     options |= {**counts, "image_size": size}
     check_note({"options": options, "classes": classes}, folder / CONFIG)
-    with without_weights(), readable(folder / CONFIG):
-        detector = DETECTORS[key](len(classes), build_backbone(name), **options)
+    with readable(folder / CONFIG):
+        detector = build_unfilled(lambda: DETECTORS[key](len(classes), build_backbone(name), **options))
     assert isinstance(detector, QueryDetector)
     ours, theirs = detector.net.config.to_dict(), config.to_dict()
     apart = [each for each in ours if not ASIDE.match(each) and ours[each] != theirs.get(each)]

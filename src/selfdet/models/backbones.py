@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -24,6 +24,7 @@ from selfdet.models.plain_vit import fitted_images, told_stride
 LEVELS = 4  # coarsest maps kept: strides 4, 8, 16, 32 of a usual network
 
 Maps = Callable[[nn.Module, Tensor], dict[str, Tensor]]
+Built = TypeVar("Built")
 
 
 class Backbone(nn.Module):
@@ -157,6 +158,16 @@ def without_weights() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def build_unfilled(build: Callable[[], Built]) -> Built:
+    """The network that `build` makes, whose weights are to be assigned: `without_weights`, where it can be. Some, as
+    Swin v2, compute with their weights while they are built, and have them."""
+    try:
+        with without_weights():
+            return build()
+    except (UserError, RuntimeError):
+        return build()
 
 
 @contextmanager

@@ -31,11 +31,12 @@ def export(
     """Write a detector, segmenter or backbone for use without selfdet.
 
     A detector goes to torchvision, whatever its backbone: detector.safetensors, detector.json and rebuild.py, which
-    needs torch, torchvision, timm and safetensors only. A backbone goes to the library it comes from, with a load.py.
-    Of a detector on a timm backbone, timm gets the backbone as it was fine-tuned. A segmenter goes the same ways, its
-    weights named as those of torchvision's FCN. ONNX and torch.export take all three, for any number of images of any
-    size. A DETR goes to transformers, a folder that this library loads by itself. Nothing is called done before the
-    other side has found the same: a process that cannot import selfdet, or onnxruntime. Each has a card, README.md.
+    needs torch, torchvision, timm and safetensors only. A backbone goes to the library it comes from, with a load.py,
+    a ResNet to torchvision and timm alike; of a detector timm gets the backbone as it was fine-tuned. A segmenter goes
+    the same ways, its weights named as those of torchvision's FCN. ONNX and torch.export take all three, for any number
+    of images of any size. A DETR or a plain ResNet goes to transformers, a folder that this library loads by itself.
+    Nothing is called done before the other side has found the same: a process that cannot import selfdet, or
+    onnxruntime. Each has a card, README.md.
 
     Args:
         init: run directory or weights file, of pretrain or finetune.

@@ -20,7 +20,7 @@ from selfdet.interchange.mmdet import import_detector
 from selfdet.interchange.pretrainings import import_pretraining
 from selfdet.interchange.relatives import PRETRAINED
 from selfdet.interchange.starts import NOTE, PRETRAINING, backbone_note, detector_note
-from selfdet.interchange.transformers_folder import import_transformers, weights_in
+from selfdet.interchange.transformers_folder import holds_detector, import_transformers, weights_in
 from selfdet.interchange.weights import write_safetensors
 from selfdet.training.log import Reporter
 
@@ -74,6 +74,8 @@ def import_weights(
     reporter, content = Reporter(), read_content(source)
     key = recognise(content) if format == "auto" else format
     of_detector = part == "detector" if key == "detectron2" else key in DETECTOR_FORMATS and part != "backbone"
+    if key == "transformers" and part is None:
+        of_detector = holds_detector(content)
     if part == "detector" and not of_detector:
         raise UserError(f"--part detector: {NO_FORMAT if key is None else key} files give a backbone", "Leave it out")
     given = {"--classes": classes, "--image-size": image_size, "--settings": settings}
