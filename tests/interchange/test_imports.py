@@ -138,6 +138,22 @@ def test_tensors_of_another_shape_or_not_finite_are_refused_with_the_report(plac
     assert isinstance(refused(place, wide, "torchvision"), NotTakenError)
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_numbers_of_another_kind_are_refused(place: Path, kind: torch.dtype) -> None:
+    weight = resnet18()["layer4.0.conv1.weight"]
+    error = refused(place, changed("layer4.0.conv1.weight", weight.to(kind)), "torchvision")
+    assert f"layer4.0.conv1.weight is of {kind}" in error.message.replace("'", "")
+
+
+def test_nearly_all_is_not_said_to_be_all(place: Path) -> None:
+    state = dict(resnet18())
+    del state["layer1.0.bn1.bias"]
+    error = refused(place, state, "torchvision")
+    assert isinstance(error, NotTakenError)
+    assert "only 99.9% of the backbone fits" in error.message
+    assert "99.9%" in error.report.table()
+
+
 def test_a_deeper_network_is_not_taken_for_its_first_layers(place: Path) -> None:
     error = refused(place, torchvision.models.resnet34().state_dict(), "torchvision", name="resnet18")
     assert "has layers that resnet18 does not have: layer1.2.conv1.weight" in error.message
