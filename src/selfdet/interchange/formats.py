@@ -86,7 +86,7 @@ FORMATS: dict[str, Format] = {
         "backbone, pyramid, RPN and heads of the RetinaNet, FCOS or R-CNN that it pre-trained; of another detector the "
         "backbone",
         "the teacher, and the last layers, which start afresh",
-        ("online_backbone.backbone.",),
+        ("online_backbone.backbone.", "backbone."),
         (r"online_backbone\.backbone\.",),
         networks=("ResNet", "Swin"),
     ),

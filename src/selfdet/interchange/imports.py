@@ -20,8 +20,10 @@ from selfdet.detectors.network import Part
 from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import Architecture, State, fitted, renamed, told_by
 from selfdet.interchange.detectron2 import read_pickle
+from selfdet.interchange.detectron2_names import check_deviation
 from selfdet.interchange.formats import FORMATS, prefix_of, recognise, tensors_in
 from selfdet.interchange.own_statistics import has_imagenets, with_own_statistics
+from selfdet.interchange.training_settings import check_settings, settings_text
 from selfdet.interchange.weights import read_weights
 from selfdet.models.backbones import Backbone, build_backbone
 from selfdet.training.checkpoint import check_tensors
@@ -121,12 +123,13 @@ def import_backbone(
             raise UserError(f"{path}: its names ({_first(named)}) are those of no known format", NONE_OF_THESE)
         key = told
     known = FORMATS[key]
-    check_pixels(path, key, pixels)
+    check_pixels(path, key, pixels, content)
     found, container = tensors_in(content, key)
     tensors = {str(each): value.detach() for each, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no tensors by name{f' under {container!r}' if container else ''}", NONE_OF_THESE)
     check_tensors(path, tensors)
+    check_settings(path, settings_text(content), tensors, pixels)
     prefix = prefix_of(tensors, key)
     if prefix is None:
         expected = " or ".join(map(repr, known.prefixes))
@@ -174,13 +177,17 @@ def import_backbone(
     )
 
 
-def check_pixels(path: Path, key: str, pixels: Pixels | None) -> None:
-    """Raises: UserError where a format's files don't say which pixels their networks take, and nobody else does."""
-    if pixels is None and key in ANY_PIXELS:
+def check_pixels(path: Path, key: str, pixels: Pixels | None, content: Mapping[str, Any]) -> None:
+    """Raises: UserError where a format's files don't say which pixels their networks take, and nobody else does, or
+    where an old file says that they are others."""
+    if key not in ANY_PIXELS:
+        return
+    if pixels is None:
         raise UserError(
             f"{path}: files of detectron2 don't say which pixels their networks take",
             "Add --pixels rgb (torchvision's, MoCo's converter's), bgr (ResNeXts) or caffe (detectron2's own, MSRA's)",
         )
+    check_deviation(path, tensors_in(content, key)[0], pixels)
 
 
 def taken(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> TransferReport:

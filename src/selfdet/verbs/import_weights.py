@@ -80,7 +80,7 @@ def import_weights(
     try:
         if of_detector:
             if key == "detectron2":
-                check_pixels(source, key, pixels)
+                check_pixels(source, key, pixels, content)
                 content = as_mmdet(content)
             taken = import_detector(
                 source,
@@ -90,6 +90,7 @@ def import_weights(
                 classes=classes,
                 image_size=image_size,
                 settings=None if settings is None else expanded(settings),
+                pretrained=key == "aligndet",
             )
             name, state, note = _described(taken)
         elif part == "pretraining":
