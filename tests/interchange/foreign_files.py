@@ -49,6 +49,19 @@ def vit() -> State:
     return dict(timm.create_model("vit_tiny_patch16_224").state_dict())
 
 
+@cache
+def vit8() -> State:
+    """timm's smallest ViT that takes pixels normalised by ImageNet's mean."""
+    torch.manual_seed(0)
+    return dict(timm.create_model("vit_small_patch8_224").state_dict())
+
+
+def mae() -> Any:
+    encoder = {name: value for name, value in vit8().items() if not name.startswith("head.")}
+    decoder = {"mask_token": torch.zeros(1, 1, 512), "decoder_embed.weight": torch.ones(512, 384)}
+    return {"model": {**encoder, **decoder}, "epoch": 800, "args": argparse.Namespace(model="mae")}
+
+
 def under(prefix: str, state: State) -> State:
     return {prefix + name: value for name, value in state.items()}
 
@@ -255,6 +268,7 @@ FILES: dict[str, tuple[Callable[[], Any], str, Callable[[], State]]] = {
     "byol": (byol, "resnet18", body),
     "dino": (dino, "resnet18", body),
     "simmim": (simmim, "swin_tiny_patch4_window7_224", swin),
+    "mae": (mae, "vit_small_patch8_224", vit8),
     "lightly": (lightly, "resnet18", body),
     "detectron2": (detectron2, "resnet18", body),
     "mmdet": (mmdet, "resnet18", body),

@@ -19,6 +19,7 @@ from tests.interchange.foreign_files import as_detectron2, body, resnet18
 
 from selfdet.errors import UserError
 from selfdet.interchange.detectron2 import read_pickle
+from selfdet.interchange.detectron2_names import as_mmdet
 from selfdet.interchange.imports import import_backbone, read_content
 
 
@@ -158,6 +159,17 @@ def test_a_converted_resnet_is_the_one_it_was(tmp_path: Path) -> None:
     taken = import_backbone(file, read_content(file), "auto", None, "rgb")
     assert (taken.format, taken.backbone.name) == ("detectron2", "resnet18")
     assert all(value.equal(taken.state[n]) for n, value in body().items() if not n.endswith("num_batches_tracked"))
+
+
+def test_old_checkpoints_have_settings_beside_their_weights(tmp_path: Path) -> None:
+    state = {f"backbone.bottom_up.{name}": value for name, value in as_detectron2(resnet18()).items()}
+    extra = {"pixel_std": np.ones((3, 1, 1), np.float32), "proposal_generator.anchor_generator.cell_anchors.0": 0}
+    content = {"model": {name: torch.as_tensor(value) for name, value in {**state, **extra}.items()}}
+    assert not any("cell_anchors" in name or "pixel" in name for name in as_mmdet(content)["state_dict"])
+    file = put(tmp_path, pickle.dumps({"model": state}, 2))
+    import_backbone(file, content, "detectron2", None, "caffe")
+    with pytest.raises(UserError, match=r"pixel_std is \[1.0, 1.0, 1.0\], with which --pixels rgb doesn't go"):
+        import_backbone(file, content, "detectron2", None, "rgb")
 
 
 def caffe2(bottlenecks: bool) -> dict[str, np.ndarray]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-from tests.interchange.foreign_files import ALSO, FILES, body, folded, mm_swin, numbered, resnet18, swin, under
+from tests.interchange.foreign_files import ALSO, FILES, body, folded, mm_swin, numbered, resnet18, swin, under, vit
 
+from selfdet.data.pixels import IMAGENET_MEAN, IMAGENET_STD
 from selfdet.errors import UserError
 from selfdet.interchange.architectures import RESNETS, told_by
 from selfdet.interchange.formats import FORMATS, tensors_in
 from selfdet.interchange.imports import Imported, NotTakenError, import_backbone, read_content
 from selfdet.interchange.transformers_names import check_strides
-from selfdet.models.backbones import build_backbone, evaluating
+from selfdet.models.backbones import Backbone, build_backbone, evaluating
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,7 @@ def test_a_file_with_one_wrong_prefix_is_refused(place: Path, key: str) -> None:
         "simmim": "layers.1.",
         "mmpretrain": "stages.1.",
         "timm": "blocks.1.",
+        "mae": "blocks.1.",
         "lightly": ".5.",
         "detectron2": "res3.",
         "transformers": "stages.1.",
@@ -155,6 +159,22 @@ def test_tensors_of_another_shape_or_not_finite_are_refused_with_the_report(plac
     assert isinstance(refused(place, wide, "torchvision"), NotTakenError)
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_numbers_of_another_kind_are_refused(place: Path, kind: torch.dtype) -> None:
+    weight = resnet18()["layer4.0.conv1.weight"]
+    error = refused(place, changed("layer4.0.conv1.weight", weight.to(kind)), "torchvision")
+    assert f"layer4.0.conv1.weight is of {kind}" in error.message.replace("'", "")
+
+
+def test_nearly_all_is_not_said_to_be_all(place: Path) -> None:
+    state = dict(resnet18())
+    del state["layer1.0.bn1.bias"]
+    error = refused(place, state, "torchvision")
+    assert isinstance(error, NotTakenError)
+    assert "only 99.9% of the backbone fits" in error.message
+    assert "99.9%" in error.report.table()
+
+
 def test_a_deeper_network_is_not_taken_for_its_first_layers(place: Path) -> None:
     error = refused(place, torchvision.models.resnet34().state_dict(), "torchvision", name="resnet18")
     assert "has layers that resnet18 does not have: layer1.2.conv1.weight" in error.message
@@ -202,6 +222,56 @@ def test_caffes_pixels_are_folded_into_the_first_convolution(place: Path) -> Non
     with torch.no_grad(), evaluating(true), evaluating(ours):
         for expected, found in zip(true(theirs).values(), ours((image - mean) / std).values()):
             torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
+
+
+def seen(backbone: Backbone, image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """The map of an image (1, 3, H, W) in 0…1, normalised so."""
+    shift, factor = (torch.tensor(each).view(1, 3, 1, 1) for each in (mean, std))
+    with torch.no_grad(), evaluating(backbone):
+        return backbone((image - shift) / factor)["0"]
+
+
+@pytest.mark.parametrize("key", ["dino", "mae"])
+def test_the_pixels_of_a_vit_are_those_it_was_trained_on(place: Path, key: str) -> None:
+    """DINO and MAE normalise by ImageNet's mean, timm most of its own ViTs by another."""
+    encoder = {name: value for name, value in vit().items() if not name.startswith("head.")}
+    taken = import_backbone(place, encoder, key, None)
+    true, ours = build_backbone("vit_tiny_patch16_224"), taken.backbone
+    assert ours.mean == (0.5, 0.5, 0.5)
+    true.net.load_state_dict({name: encoder[name] for name in true.net.state_dict()})
+    ours.net.load_state_dict(taken.state, assign=True)
+    image = torch.rand(1, 3, 64, 96)
+    expected = seen(true, image, IMAGENET_MEAN, IMAGENET_STD)
+    torch.testing.assert_close(seen(ours, image, ours.mean, ours.std), expected, atol=1e-4, rtol=1e-4)
+    assert "ImageNet's mean" in taken.said[0]
+
+
+def test_a_vit_that_may_be_of_several_programs_needs_to_be_told(place: Path) -> None:
+    encoder = {name: value for name, value in vit().items() if not name.startswith("head.")}
+    assert refused(place, encoder, "auto").hint == "Say whose it is with --format dino, mae or timm"
+    taken = import_backbone(place, encoder, "timm", None)
+    assert taken.state["patch_embed.proj.weight"].equal(encoder["patch_embed.proj.weight"])
+    assert "pixels of the mean (0.5, 0.5, 0.5)" in taken.said[0]
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dinov2_is_told_and_its_registers_are_not_left_out(place: Path, registers: int) -> None:
+    name = f"vit_small_patch14_{'reg4_' if registers else ''}dinov2"
+    true = build_backbone(name)
+    state = dict(true.net.state_dict())
+    if registers:  # there positions are of the class token as well, which is without a share of its own here
+        first = torch.randn(1, 1, 384)
+        state["register_tokens"] = state.pop("reg_token")
+        state["pos_embed"] = torch.cat([first, state["pos_embed"]], 1)
+        state["cls_token"] = state["cls_token"] - first
+    state = {re.sub(r"^blocks\.(\d+)", r"blocks.0.\1", each): value for each, value in state.items()}
+    teacher = {**under("backbone.", state), "backbone.mask_token": torch.zeros(1, 384)}
+    taken = import_backbone(place, {"teacher": teacher}, "auto", None)
+    assert (taken.format, taken.backbone.name, taken.said) == ("dino", name, [])
+    for each, value in true.net.state_dict().items():
+        torch.testing.assert_close(taken.state[each], value)
+    if registers:
+        refused(place, {"teacher": teacher}, "auto", name="vit_small_patch14_dinov2")
 
 
 def test_strides_in_other_convolutions_are_refused(place: Path) -> None:

@@ -134,6 +134,20 @@ def test_of_aligndets_file_the_last_layers_start_afresh(tmp_path: Path) -> None:
     )
 
 
+def test_what_aligndets_program_extracts_is_taken_where_it_is_said(tmp_path: Path) -> None:
+    online = {n.removeprefix("online_backbone."): v for n, v in aligndet()["state_dict"].items() if n[0] == "o"}
+    extracted = {n: v for n, v in online.items() if ".fc_cls." not in n and ".fc_reg." not in n}
+    torch.save({"state_dict": extracted}, tmp_path / "final_model.pth")
+    words = {"file": str(tmp_path / "final_model.pth"), "out": str(tmp_path / "d.safetensors")}
+    with pytest.raises(UserError, match="without its last layers") as error:
+        import_weights(**words)  # type: ignore[arg-type]
+    assert error.value.hint == "If AlignDet pre-trained it, add --format aligndet"
+    made = import_weights(**words, format="aligndet")  # type: ignore[arg-type]
+    assert (made["detector"], made["classes"], made["left_out"]) == ("faster_rcnn", ["object"], [])
+    shares = {part: row["reused"] > 0 for part, row in made["report"]["parts"].items()}
+    assert shares == {"backbone": True, "neck": True, "rpn": True, "head": True, "last": False}
+
+
 def test_what_goes_out_places_anchors_and_regions_alike(place: Path, tmp_path: Path) -> None:
     ours = import_detector(place, mmdet(masks=False))
     about = {"classes": ours.classes, "category_ids": [1, 2, 3], "image_size": ours.image_size}
@@ -220,10 +234,53 @@ def test_what_torchvisions_networks_cannot_be_is_refused_with_the_reason(place: 
         ("dict(type='RoIAlign', aligned=False)", "half a pixel off"),
         ("sampling_ratio=2", "a fixed number of samples"),
         ("scales=[4]", "other sizes than 8 strides"),
+        ("ratios=[0.33, 1.0, 3.0]", "other shapes"),
+        ("target_stds=[0.05, 0.05, 0.1, 0.1]", "deltas are measured otherwise"),
+        ("dict(type='RoIPool', output_size=7)", "pooled otherwise"),
+        ("type='SingleRoIExtractor', finest_scale=28", "regions of other sizes"),
+        ("nms=dict(type='soft_nms', iou_threshold=0.5)", "scored down"),
+        ("rcnn=dict(max_per_img=100, nms=dict(iou_threshold=0.6, type='nms'))", "from another overlap on"),
     ],
 )
 def test_settings_in_the_file_that_make_it_another_network_are_refused(place: Path, text: str, reason: str) -> None:
     assert reason in refused(place, {**mmdet(masks=False), "meta": {"cfg": text}}).message
+
+
+USUAL = """rpn_head=dict(
+    anchor_generator=dict(
+        ratios=[
+            0.5,
+            1.0,
+            2.0,
+        ],
+        scales=[
+            8,
+        ],
+        type='AnchorGenerator'),
+    bbox_coder=dict(
+        target_stds=[
+            1.0,
+            1.0,
+            1.0,
+            1.0,
+        ])),
+roi_head=dict(
+    bbox_head=dict(bbox_coder=dict(target_stds=[
+        0.1,
+        0.1,
+        0.2,
+        0.2,
+    ])),
+    bbox_roi_extractor=dict(
+        roi_layer=dict(output_size=7, sampling_ratio=0, type='RoIAlign'), type='SingleRoIExtractor')),
+test_cfg=dict(
+    rcnn=dict(max_per_img=100, nms=dict(iou_threshold=0.5, type='nms'), score_thr=0.05),
+    rpn=dict(nms=dict(iou_threshold=0.7, type='nms')))
+"""
+
+
+def test_usual_settings_are_taken_as_mmengine_writes_them(place: Path) -> None:
+    assert import_detector(place, {**mmdet(masks=False), "meta": {"cfg": USUAL}}).report.rows["head"].share == 1
 
 
 def test_other_layers_and_small_images_are_refused(place: Path) -> None:

@@ -194,6 +194,16 @@ def test_of_aligndets_file_the_classifier_alone_starts_afresh(kind: str, tmp_pat
     assert any(value.shape == given.shape and value.equal(given) for value in detector.net.state_dict().values())
 
 
+def test_what_aligndets_program_extracts_has_all_but_the_last_layers(kind: str, place: Path) -> None:
+    last = ("retina_", "conv_cls", "conv_reg", "conv_centerness")
+    state = {n: v for n, v in CONTENTS[kind]()["state_dict"].items() if not any(each in n for each in last)}
+    assert "without its last layers" in refused(place, {"state_dict": state}).message
+    taken = import_detector(place, {"state_dict": state}, pretrained=True)
+    assert taken.detector.config()["detector"] == kind
+    reused = {part: row.share for part, row in taken.report.rows.items()}
+    assert reused == {"backbone": 1, "neck": 1, "head": 1, "last": 0}
+
+
 def refused(place: Path, content: Any, **more: Any) -> UserError:
     with pytest.raises(UserError) as error:
         import_detector(place, content, **more)
@@ -282,6 +292,7 @@ def test_usual_settings_are_taken_in_python_and_in_json(place: Path) -> None:
         },
         "test_cfg": {"nms": {"type": "nms", "iou_threshold": 0.6}},
     }
-    for text in (json.dumps(usual), repr(usual)):
+    lines = repr(usual).replace("[0.5, 1.0, 2.0]", "[\n  0.5,\n  1.0,\n  2.0,\n]")  # as mmengine writes them
+    for text in (json.dumps(usual), repr(usual), lines):
         form = import_detector(place, mmdet_retinanet(text=text)).detector.config()["options"]["mmdet"]
         assert form == {"add_extra_convs": "on_input", "relu_before_extra_convs": False, "iou_threshold": 0.6}

@@ -37,7 +37,7 @@ def test_a_checkpoint_becomes_a_start_and_goes_out_again(
     assert (answer["format"], answer["backbone"], answer["kind"]) == ("moco", "resnet18", "backbone")
     assert answer["report"]["parts"]["backbone"]["missing"] == 0
     assert "backbone    100.0%" in printed.err
-    assert "left out: fc, module" in printed.err
+    assert "left out: encoder_k, fc, queue, queue_ptr" in printed.err
     start = resolve_start(str(out))
     assert start.note["backbone"] == "resnet18"
     assert {name: start.note["imported"][name] for name in ("file", "format", "pixels")} == {

@@ -34,7 +34,7 @@ RESNETS = {
 }
 # Channels of the first stage and blocks of the third; channels.
 SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
-VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1536: "giant"}
 # What nn.Sequential(*resnet.children()) makes of the names.
 NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
@@ -66,7 +66,7 @@ def renamed(state: State) -> tuple[State, list[str]]:
     """The same tensors under the libraries' names, and a line for each thing that was done beside renaming.
 
     Understood are ResNets whose modules are numbered, detectron2's, Caffe2's and transformers', ResNets with batch norm
-    folded into their convolutions, and Swins as Microsoft's own program and as mmpretrain name them.
+    folded into their convolutions, Swins as Microsoft's own program and as mmpretrain name them, and DINOv2's ViTs.
     Raises: UserError for a batch norm that is folded in part, and for Caffe2's bottlenecks.
     """
     if is_theirs(state):
@@ -85,6 +85,8 @@ def renamed(state: State) -> tuple[State, list[str]]:
         return _from_mm_swin(state)
     if "layers.0.downsample.reduction.weight" in state:
         return _from_first_swin(state)
+    if "pos_embed" in state and any(re.match(r"blocks\.(\d+\.)+ls1\.gamma", name) for name in state):
+        return _from_dinov2(state)
     return state, []
 
 
@@ -146,7 +148,12 @@ def _vit(state: Mapping[str, Tensor]) -> Architecture | None:
     if size is None or positions is None or positions.dim() != 3 or proj.dim() != 4:
         return None
     patch = proj.shape[-1]
-    name = f"vit_{size}_patch{patch}_{patch * math.isqrt(positions.shape[1] - 1)}"
+    if "blocks.0.ls1.gamma" in state:
+        tokens = state.get("reg_token")
+        registers = f"reg{tokens.shape[1]}_" if tokens is not None and tokens.dim() == 3 else ""
+        name = f"vit_{size}_patch{patch}_{registers}dinov2"
+    else:
+        name = f"vit_{size}_patch{patch}_{patch * math.isqrt(positions.shape[1] - 1)}"
     return Architecture("ViT", name) if timm.is_model(name) else None
 
 
@@ -178,6 +185,21 @@ def _from_first_swin(state: State) -> tuple[State, list[str]]:
         for name, value in state.items()
         if not left.match(name)
     }, []
+
+
+def _from_dinov2(state: State) -> tuple[State, list[str]]:
+    """DINOv2's names: its training numbers blocks by chunks as well, its largest network has a gated MLP, and where
+    it has registers, timm's positions are those of patches alone."""
+    made: State = {}
+    for name, value in state.items():
+        name = re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)
+        name = name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")
+        made[name] = value
+    if "register_tokens" in made and "cls_token" in made:
+        positions = made["pos_embed"]
+        made["reg_token"] = made.pop("register_tokens")
+        made["cls_token"], made["pos_embed"] = made["cls_token"] + positions[:, :1], positions[:, 1:]
+    return made, []
 
 
 MM_SWIN = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,6 +121,22 @@ RCNN = (
     ("roi_head.mask_head.conv_logits.", "roi_heads.mask_head.predictor.", 0),
 )
 BOTTOM_UP = "backbone.bottom_up."
+# What old checkpoints have of a detector's settings, beside its weights.
+BUFFERS = re.compile(r"pixel_(mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d+")
+
+
+def check_deviation(path: Path, state: Mapping[str, Any], pixels: str | None) -> None:
+    """Raises: UserError where an old checkpoint has the deviation of its pixels, and it isn't that of `pixels`."""
+    std = state.get("pixel_std")
+    if not isinstance(std, Tensor) or not std.numel():
+        return
+    caffe = bool((std == 1).all())
+    if caffe != (pixels == "caffe"):
+        told = [round(value, 3) for value in std.flatten().tolist()[:3]]
+        raise UserError(
+            f"{path}: its pixel_std is {told}, with which --pixels {pixels} doesn't go",
+            "Use --pixels caffe" if caffe else "Use --pixels rgb or bgr",
+        )
 
 
 def as_detectron2(state: Mapping[str, Tensor]) -> State:
@@ -151,7 +168,7 @@ def as_mmdet(content: Mapping[str, Any]) -> dict[str, Any]:
     state = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     made: State = {}
     for name, value in state.items():
-        if not name.startswith(BOTTOM_UP):
+        if not name.startswith(BOTTOM_UP) and not BUFFERS.fullmatch(name):
             made[_counted(name, towards=False)] = value
     body = {name.removeprefix(BOTTOM_UP): value for name, value in state.items() if name.startswith(BOTTOM_UP)}
     made |= {f"backbone.{name}": value for name, value in body.items()}

@@ -25,6 +25,7 @@ FormatKey = Literal[
     "byol",
     "dino",
     "simmim",
+    "mae",
     "lightly",
     "detectron2",
     "mmdet",
@@ -86,7 +87,7 @@ FORMATS: dict[str, Format] = {
         "backbone, pyramid, RPN and heads of the RetinaNet, FCOS or R-CNN that it pre-trained; of another detector the "
         "backbone",
         "the teacher, and the last layers, which start afresh",
-        ("online_backbone.backbone.",),
+        ("online_backbone.backbone.", "backbone."),
         (r"online_backbone\.backbone\.",),
         networks=("ResNet", "Swin"),
     ),
@@ -134,6 +135,13 @@ FORMATS: dict[str, Format] = {
         ("module.encoder.", "encoder."),
         (r"(module\.)?encoder\.layers\.0\.blocks\.0\.attn\.", r"(module\.)?(decoder\.|encoder\.mask_token)"),
         networks=("Swin",),
+    ),
+    "mae": Format(
+        "the encoder, a ViT, also the extracted one",
+        "the decoder, the mask token",
+        ("module.", ""),
+        (r"(module\.)?patch_embed\.proj\.", r"(module\.)?decoder_(embed|blocks|pred)\."),
+        networks=("ViT",),
     ),
     "byol": Format(
         "the online encoder, its modules by name or by number",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,10 @@ from selfdet.detectors.network import Part
 from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import Architecture, State, fitted, renamed, told_by
 from selfdet.interchange.detectron2 import read_pickle
+from selfdet.interchange.detectron2_names import check_deviation
 from selfdet.interchange.formats import FORMATS, prefix_of, recognise, tensors_in
+from selfdet.interchange.own_statistics import has_imagenets, with_own_statistics
+from selfdet.interchange.training_settings import check_settings, settings_text
 from selfdet.interchange.transformers_names import check_strides
 from selfdet.interchange.weights import read_weights
 from selfdet.models.backbones import Backbone, build_backbone
@@ -33,6 +37,8 @@ ANY_PIXELS = ("detectron2",)  # formats whose files are of networks for pixels o
 TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # how torch's files began before they were archives
 NAME_ONE = "Name a .safetensors, .pt, .pth, .ckpt or .pkl file"
 NONE_OF_THESE = "See the table of formats in docs/how-to-weights.md"
+TOKENS = re.compile(r"(?!mask_)\w+_tokens?")
+LIKE_IT = "unless --backbone names one of the same shapes (deit_small_patch16_224, vit_small_patch16_224.dino, …)"
 
 
 @dataclass
@@ -114,10 +120,11 @@ def import_backbone(
     asked, told = key, recognise(content)
     if key == "auto":
         if told is None:
-            raise UserError(f"{path}: its names ({_first(content)}) are those of no known format", NONE_OF_THESE)
+            named = tensors_in(content, key)[0]
+            raise UserError(f"{path}: its names ({_first(named)}) are those of no known format", NONE_OF_THESE)
         key = told
     known = FORMATS[key]
-    check_pixels(path, key, pixels)
+    check_pixels(path, key, pixels, content)
     if key == "transformers":
         check_strides(path)
     found, container = tensors_in(content, key)
@@ -125,6 +132,7 @@ def import_backbone(
     if not tensors:
         raise UserError(f"{path} holds no tensors by name{f' under {container!r}' if container else ''}", NONE_OF_THESE)
     check_tensors(path, tensors)
+    check_settings(path, settings_text(content), tensors, pixels)
     prefix = prefix_of(tensors, key)
     if prefix is None:
         expected = " or ".join(map(repr, known.prefixes))
@@ -134,6 +142,7 @@ def import_backbone(
         )
     state, said = renamed({each.removeprefix(prefix): v for each, v in tensors.items() if each.startswith(prefix)})
     architecture = told_by(state, known.library)
+    told_name = name is None
     if name is None:
         if architecture is None or architecture.family not in known.networks:
             raise _unknown(path, key, asked, told, tensors, state, architecture)
@@ -147,25 +156,41 @@ def import_backbone(
             if known.library == "timm"
             else f"Use --format {backbone.library}",
         )
+    others = not has_imagenets(backbone)
+    if told_name and others and key == "timm":
+        if asked == "auto" and "head.weight" not in tensors:
+            raise UserError(
+                f"{path}: a {backbone.name} without a classifier, which DINO, MAE and timm write under the same names, "
+                "and train on pixels of other means",
+                "Say whose it is with --format dino, mae or timm",
+            )
+        said = [*said, f"taken as timm's {name}, for pixels of the mean {tuple(backbone.mean)}, {LIKE_IT}"]
     state, more = fitted(state, name)
     report = taken(backbone, state, str(path))
     if pixels not in (None, "rgb"):
         state, line = with_own_pixels(backbone, state, pixels)
         more = [*more, line]
-    outside = {each.partition(".")[0] for each in tensors if not each.startswith(prefix)}
+    if others and key != "timm":
+        state, line = with_own_statistics(backbone, state)
+        more = [*more, line]
+    outside = {each.removeprefix("module.").partition(".")[0] for each in tensors if not each.startswith(prefix)}
     inside = {each.partition(".")[0] for each in state} - {each.partition(".")[0] for each in backbone.net.state_dict()}
     return Imported(
         backbone, full_tensors(backbone.net.state_dict(), state), key, report, [*said, *more], sorted(outside | inside)
     )
 
 
-def check_pixels(path: Path, key: str, pixels: Pixels | None) -> None:
-    """Raises: UserError where a format's files don't say which pixels their networks take, and nobody else does."""
-    if pixels is None and key in ANY_PIXELS:
+def check_pixels(path: Path, key: str, pixels: Pixels | None, content: Mapping[str, Any]) -> None:
+    """Raises: UserError where a format's files don't say which pixels their networks take, and nobody else does, or
+    where an old file says that they are others."""
+    if key not in ANY_PIXELS:
+        return
+    if pixels is None:
         raise UserError(
             f"{path}: files of detectron2 don't say which pixels their networks take",
             "Add --pixels rgb (torchvision's, MoCo's converter's), bgr (ResNeXts) or caffe (detectron2's own, MSRA's)",
         )
+    check_deviation(path, tensors_in(content, key)[0], pixels)
 
 
 def taken(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> TransferReport:
@@ -180,6 +205,8 @@ def taken(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> Trans
     own = backbone.net.state_dict()
     modules = {name.partition(".")[0] for name in own}
     more = [name for name in state if name not in own and name.partition(".")[0] in modules and state[name].dim() > 1]
+    # Tokens that take part in every block; a mask's does only while it is trained.
+    more += [name for name in state if name not in own and TOKENS.fullmatch(name)]
     try:
         transfer(backbone.net, state, parts, expect={"backbone"}, minimum=1.0, source=source)
         if more:

@@ -16,15 +16,16 @@ from torch import Tensor
 from selfdet.detectors.base import Detector
 from selfdet.detectors.zoo import DETECTORS
 from selfdet.errors import UserError, shown
-from selfdet.interchange.architectures import renamed, told_by
+from selfdet.interchange.architectures import State, renamed, told_by
 from selfdet.interchange.formats import tensors_in
 from selfdet.interchange.imported import BACKBONE_ALONE, ImportedDetector, fill_detector, taken_detector
 from selfdet.interchange.imports import Pixels, with_own_pixels
 from selfdet.interchange.mmdet_detr import read_detr
 from selfdet.interchange.mmdet_one_stage import read_one_stage
 from selfdet.interchange.mmdet_rcnn import read_rcnn
-from selfdet.interchange.mmdet_shared import IMAGE_SIZE, Given, read_settings, settings_text
+from selfdet.interchange.mmdet_shared import IMAGE_SIZE, Given, read_settings
 from selfdet.interchange.notes import check_note, read_note
+from selfdet.interchange.training_settings import check_settings, settings_text
 from selfdet.models.backbones import build_backbone, build_unfilled
 from selfdet.training.checkpoint import check_tensors
 
@@ -37,7 +38,6 @@ REASONS = (
     (r"bbox_head\.shared_fcs", "a detector of mmdet's first version, whose classes and regions are others"),
     (r"roi_head\.(bbox_head\.(cls|reg)_(fcs|convs)|grid_|semantic_|mask_iou)", "an R-CNN with more branches than ours"),
 )
-CAFFE = r"style['\"]?\s*[=:]\s*['\"]caffe"
 
 
 def import_detector(
@@ -49,12 +49,14 @@ def import_detector(
     classes: Sequence[str] | None = None,
     image_size: int | None = None,
     settings: Path | None = None,
+    pretrained: bool = False,
 ) -> ImportedDetector:
     """A DETR, RetinaNet, FCOS, Faster or Mask R-CNN in a checkpoint of mmdet 2 or 3, or what AlignDet pre-trained.
 
     `name`: the backbone's, where its shapes don't tell. `pixels`: as of `import_backbone`. `classes`: names of its
     classes where the file has none, or others. `image_size`: the long side (px) that images will be resized to.
-    `settings`: a file with those of its training, in place of what the file itself has of them.
+    `settings`: a file with those of its training, in place of what the file itself has of them. `pretrained`: whether
+    it is known to be AlignDet's, as its names tell unless the detector was extracted.
     Of AlignDet's the last layers, which tell its pseudo classes, start afresh with one class.
 
     Raises: UserError for a detector that torchvision's networks cannot be; NotTakenError where not every tensor fits.
@@ -64,16 +66,20 @@ def import_detector(
     found, _ = tensors_in(content, "mmdet")
     state = {str(each): value.detach() for each, value in found.items() if isinstance(value, Tensor)}
     check_tensors(path, state)
-    pretrained = any(each.startswith(ONLINE) for each in state)
-    left = sorted({each.partition(".")[0] for each in state if pretrained and not each.startswith(ONLINE)})
-    if pretrained:
+    whole = any(each.startswith(ONLINE) for each in state)
+    left = sorted({each.partition(".")[0] for each in state if whole and not each.startswith(ONLINE)})
+    pretrained = pretrained or whole
+    if whole:
         state = {each.removeprefix(ONLINE): value for each, value in state.items() if each.startswith(ONLINE)}
     for pattern, reason in REASONS:
         if any(re.match(pattern, each) for each in state):
             raise UserError(f"{path} is {reason}", BACKBONE_ALONE)
+    if not pretrained and _extracted(state):
+        raise UserError(
+            f"{path} has a detector without its last layers", "If AlignDet pre-trained it, add --format aligndet"
+        )
     text = settings_text(content) if settings is None else read_settings(settings)
-    if pixels is None and re.search(CAFFE, text):
-        raise UserError(f"{path}: its settings say style='caffe': blue first in 0…255", "Add --pixels caffe")
+    check_settings(path, text, state, pixels)
     body, said = renamed(
         {each.removeprefix("backbone."): v for each, v in state.items() if each.startswith("backbone.")}
     )
@@ -105,6 +111,14 @@ def import_detector(
     detector = build() if pretrained else build_unfilled(build)
     fill_detector(detector, ours)
     return ImportedDetector(detector, names, size, report, said, left, pretrained, own.get("category_ids"))
+
+
+def _extracted(state: State) -> bool:
+    """Whether these are what AlignDet's own program takes out of its files: all but the last layers of a head."""
+    heads = [name for name in state if re.match(r"(roi_head\.)?bbox_head\.", name)]
+    if not any(re.search(r"\.(shared_fcs|cls_convs)\.", name) for name in heads):
+        return False
+    return all(re.search(r"bbox_head\.(shared_fcs|shared_convs|cls_convs|reg_convs|scales)\.", name) for name in heads)
 
 
 def _own_note(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from selfdet.errors import UserError
 from selfdet.interchange.architectures import State
-from selfdet.interchange.mmdet_shared import IS, Given, Reading, Table, refuse_settings, renamed_by
+from selfdet.interchange.mmdet_shared import Given, Reading, Table, refuse_settings, renamed_by
+from selfdet.interchange.training_settings import IS
 
 BODY = "model.backbone.model."  # before the backbone's own names in our detector
 CLASSES = "class_labels_classifier."  # of them the last is no object, there as here

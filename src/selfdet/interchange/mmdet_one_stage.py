@@ -14,8 +14,8 @@ from selfdet.errors import UserError
 from selfdet.interchange.architectures import State
 from selfdet.interchange.mmdet_shared import (
     FIRST_LATERAL,
-    IS,
     NECK,
+    RATIOS,
     WHOLE,
     Given,
     Reading,
@@ -25,8 +25,14 @@ from selfdet.interchange.mmdet_shared import (
     renamed_by,
     told,
 )
+from selfdet.interchange.training_settings import IS
 
 SIGNS = {"retinanet": r"bbox_head\.retina_(cls|reg)\.", "fcos": r"bbox_head\.conv_centerness\."}
+# Of what AlignDet pre-trained, also extracted by its own program, without last layers; the factors tell an FCOS.
+EXTRACTED = {
+    "fcos": r"bbox_head\.(scales|conv_centerness)\.",
+    "retinanet": r"bbox_head\.(cls_convs|retina_(cls|reg))\.",
+}
 # Of five levels the last two; in our pyramid they stand apart.
 COARSE: Table = (
     (r"backbone\.fpn\.layer_blocks\.3\.", "backbone.fpn.extra_blocks.p6."),
@@ -55,6 +61,7 @@ HEADS: dict[str, Table] = {
 LAYER = re.compile(r"(head\.\w+\.conv)\.(\d+)\.(conv|gn)\.(weight|bias)")
 SCALES, LEVELS = "head.regression_head.scales", 5
 CLASSIFIER = "head.classification_head.cls_logits."
+BOXES = "head.regression_head.bbox_reg."
 ANCHORS = {"retinanet": 9, "fcos": 1}  # of a cell
 SCORE = 0.05  # above which mmdet looks at a place
 # What settings may say that makes it another network than the one of these names.
@@ -65,7 +72,7 @@ SETTINGS: Table = (
     ),
     (rf"octave_base_scale{IS}(?!4\b)[\d.]+", "anchors are of other sizes than 4 strides"),
     (rf"scales_per_octave{IS}(?!3\b)\d+", "an octave has not 3 sizes of anchors"),
-    (rf"ratios{IS}[\[(](?!0\.5,\s*1(\.0)?,\s*2(\.0)?[\])])", "anchors are of other shapes than 1:2, 1:1 and 2:1"),
+    (RATIOS, "anchors are of other shapes than 1:2, 1:1 and 2:1"),
     (rf"center_offset{IS}(?!0(\.0*)?(?![\d.]))[\d.]+", "anchors stand elsewhere than at the corners of cells"),
     (rf"target_stds{IS}[\[(](?!(1(\.0)?,\s*){{3}}1(\.0)?[\])])", "deltas are measured otherwise"),
     (rf"use_sigmoid{IS}(False|false)", "classes exclude each other"),
@@ -81,13 +88,15 @@ def read_one_stage(given: Given) -> Reading | None:
 
     Raises: UserError for settings of another network, and for an FCOS without any.
     """
-    kind = next((kind for kind, sign in SIGNS.items() if any(re.match(sign, name) for name in given.state)), None)
+    signs = EXTRACTED if given.pretrained else SIGNS
+    kind = next((kind for kind, sign in signs.items() if any(re.match(sign, name) for name in given.state)), None)
     if kind is None:
         return None
     state = _renamed(kind, given.state, given.pretrained)
     options, said = _options(kind, given, state)
     said, options = [] if given.own else said, options | given.own.get("options", {})
-    return Reading(kind, state, _class_count(kind, state), options, said, keep_box_outputs=True)
+    boxes = f"{BOXES}weight" in state  # not where AlignDet's own program extracted the detector
+    return Reading(kind, state, _class_count(kind, state), options, said, keep_box_outputs=boxes)
 
 
 def _renamed(kind: str, state: State, pretrained: bool) -> State:

@@ -21,6 +21,7 @@ from selfdet.interchange.mmdet_shared import (
     FIRST_LATERAL,
     IMAGE_SIZE,
     NECK,
+    RATIOS,
     Given,
     Reading,
     Table,
@@ -28,13 +29,29 @@ from selfdet.interchange.mmdet_shared import (
     refuse_settings,
     renamed_by,
 )
+from selfdet.interchange.training_settings import IS
 
 FULL_SCALE = 784  # px from which on our anchors are as large as in the papers
 # What its settings may say, where the file has them, that makes it another network than the one of these names.
 SETTINGS: Table = (
-    (r"aligned['\"]?\s*[=:]\s*(False|false)", "regions are pooled half a pixel off"),
-    (r"sampling_ratio['\"]?\s*[=:]\s*[1-9]", "each bin of a region has a fixed number of samples"),
-    (r"scales['\"]?\s*[=:]\s*\[(?!8\])", "anchors are of other sizes than 8 strides"),
+    (rf"aligned{IS}(False|false)", "regions are pooled half a pixel off"),
+    (rf"sampling_ratio{IS}[1-9]", "each bin of a region has a fixed number of samples"),
+    (rf"type{IS}['\"]((?!RoIAlign['\"])\w*RoI(Align|Pool)\w*|GenericRoIExtractor)", "regions are pooled otherwise"),
+    (rf"finest_scale{IS}(?!56\b)\d+", "levels take regions of other sizes"),
+    (rf"\bscales{IS}\[(?!8(\.0)?\])", "anchors are of other sizes than 8 strides"),
+    (RATIOS, "anchors are of other shapes than 1:2, 1:1 and 2:1"),
+    (rf"center_offset{IS}(?!0(\.0*)?(?![\d.]))[\d.]+", "anchors stand elsewhere than at the corners of cells"),
+    (
+        rf"target_stds{IS}[\[(](?!(1(\.0)?,\s*){{3}}1(\.0)?[\])]|0?\.1,\s*0?\.1,\s*0?\.2,\s*0?\.2[\])])[^\])]*",
+        "deltas are measured otherwise",
+    ),
+    (rf"num_groups{IS}(?!32\b)\d+", "norms have other groups than 32"),
+    (r"upsample_cfg[^)}]*bilinear", "the pyramid is interpolated"),
+    (rf"type{IS}['\"]soft_nms", "boxes that overlap are scored down"),
+    (
+        rf"\brcnn{IS}(dict\(|\{{)[^)}}]*\bnms{IS}(dict\(|\{{)[^)}}]*iou_thr(eshold)?{IS}(?!0?\.50*\b)[\d.]+",
+        "boxes suppress each other from another overlap on than 0.5",
+    ),
 )
 RENAMED: Table = (
     *NECK,

@@ -13,6 +13,7 @@ from selfdet.data.untrusted import read_lines
 from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import State
 from selfdet.interchange.imported import BACKBONE_ALONE
+from selfdet.interchange.training_settings import IS, in_one_line
 
 Table = tuple[tuple[str, str], ...]
 IMAGE_SIZE = 1333  # px, mmdet's usual long side
@@ -31,8 +32,8 @@ NECK_OUT: Table = (
     (r"backbone\.fpn\.layer_blocks\.(\d+)\.1\.", r"neck.fpn_convs.\1.NORM."),
 )
 FIRST_LATERAL = "backbone.fpn.inner_blocks.0."
-IS = r"['\"]?\s*[=:]\s*"  # between a setting's name and its value, in Python or JSON
-
+# Of anchors, where they are not all that ours are of.
+RATIOS = rf"ratios{IS}[\[(](?!0\.5,\s*1(\.0)?,\s*2(\.0)?[\])])"
 WHOLE = r"\w+Head['\"]"  # what settings have that say what a detector is made of
 
 
@@ -50,13 +51,6 @@ def norm_of(state: Mapping[str, Tensor], start: str) -> str | None:
     return "bn" if f"{start}running_mean" in state else "gn"
 
 
-def settings_text(content: Mapping[str, Any]) -> str:
-    """The settings that a file has of its training, in Python or JSON; empty where it has none."""
-    meta = content.get("meta")
-    texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, Mapping) else []
-    return "\n".join(each for each in texts if isinstance(each, str))
-
-
 def read_settings(path: Path) -> str:
     """The settings in a file of mmdet's, as text: nothing in it is executed.
 
@@ -71,7 +65,7 @@ def read_settings(path: Path) -> str:
         raise UserError(f"--settings {path} takes others in (_base_), so that not all of them are there", hint)
     if not re.search(WHOLE, text):
         raise UserError(f"--settings {path} has no head of a detector", hint)
-    return text
+    return in_one_line(text)
 
 
 def refuse_settings(path: Path, text: str, reasons: Table) -> None:

@@ -98,7 +98,8 @@ def product_of(path: Path, checkpoint: Mapping[str, Any]) -> tuple[dict[str, Ten
 
 
 def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Refuse what is no plain tensor, and tensors that pretend to more elements than their file can hold.
+    """Refuse what is no plain tensor, numbers of kinds that no network here has (complex ones, those of 8 bits), and
+    tensors that pretend to more elements than their file can hold.
 
     Raises: UserError.
     """
@@ -106,6 +107,11 @@ def check_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
             raise UserError(f"{path}: {name!r} is not a plain tensor", "Save only the network's state dict")
+        if value.is_complex() or value.is_quantized or (value.is_floating_point() and value.element_size() < 2):
+            raise UserError(
+                f"{path}: {name!r} is of {shown(value.dtype)}, expected plain numbers of 16 bits or more",
+                "Save it as float32",
+            )
         told += value.numel() * value.element_size()
     held = path.stat().st_size
     if told > SHARED * held + 2**20:

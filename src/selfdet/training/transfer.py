@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -45,6 +46,11 @@ class TransferRow:
         """Reused share of the part, 0…1."""
         return self.reused / self.size if self.size else 0.0
 
+    @property
+    def percent(self) -> str:
+        """The share in words, rounded down: what is not all is not 100.0%."""
+        return f"{math.floor(1000 * self.reused / self.size) / 1000 if self.size else 0:.1%}"
+
 
 @dataclass
 class TransferReport:
@@ -61,7 +67,7 @@ class TransferReport:
         lines = [f"{'part':<10}{'share':>8}" + "".join(f"{column:>15}" for column in columns)]
         for part, row in self.rows.items():
             counts = "".join(f"{getattr(row, column):>15,}" for column in columns)
-            share = f"{row.share:>8.1%}" if row.size else f"{'–':>8}"
+            share = f"{row.percent:>8}" if row.size else f"{'–':>8}"
             lines.append(f"{part:<10}{share}{counts}")
         for kind in ("missing", "mismatched", "unexpected"):
             names = getattr(self, kind)
@@ -90,7 +96,7 @@ def transfer(
     weights in errors. No name is guessed: a prefix too many or too few is refused, with the one that would fit.
 
     Raises: UserError, with `module` unchanged, when less than `minimum` of an expected part's elements would be
-    reused or when a tensor to be reused is not finite.
+    reused or when a tensor to be reused is not finite or of another kind of number.
     """
     own = module.state_dict()
     report = TransferReport({part: TransferRow() for part in parts})
@@ -126,6 +132,8 @@ def transfer(
 @torch.no_grad()
 def _copy(own: Mapping[str, Tensor], reused: Mapping[str, Tensor], source: str) -> None:
     for name, value in reused.items():
+        if own[name].is_floating_point() and not value.is_floating_point():
+            raise UserError(f"{source}: {name} is of {value.dtype}, expected floating-point", "Save it as float32")
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{source}: {name} is not finite", "the run that wrote it has diverged; use another")
     for name, value in reused.items():
@@ -154,7 +162,7 @@ def _refusal(
     minimum: float,
     source: str,
 ) -> UserError:
-    message = f"{source}: only {report.rows[part].share:.1%} of the {part} fits, expected {minimum:.0%}"
+    message = f"{source}: only {report.rows[part].percent} of the {part} fits, expected {minimum:.0%}"
     needed = minimum * report.rows[part].size
     renaming = _renaming({name: value for name, value in own.items() if _part_of(name, parts) == part}, state, needed)
     if renaming is not None:

@@ -91,7 +91,7 @@ def import_weights(
             name, state, note = _described(taken)
         elif of_detector:
             if key == "detectron2":
-                check_pixels(source, key, pixels)
+                check_pixels(source, key, pixels, content)
                 content = as_mmdet(content)
             taken = import_detector(
                 source,
@@ -101,6 +101,7 @@ def import_weights(
                 classes=classes,
                 image_size=image_size,
                 settings=None if settings is None else expanded(settings),
+                pretrained=key == "aligndet",
             )
             name, state, note = _described(taken)
         elif part == "pretraining":
