@@ -65,9 +65,9 @@ def test_two_empty_masks_are_the_same():
 
 def test_the_largest_differences_are_told():
     one = found()
-    other = changed(one, boxes=one["boxes"] + 0.01, scores=one["scores"] + 5e-5)
+    other = changed(one, boxes=one["boxes"] + 0.005, scores=one["scores"] + 5e-5)
     figures = compare_detections([one], [other])
-    assert figures["box_difference"] == pytest.approx(0.01, abs=1e-4)
+    assert figures["box_difference"] == pytest.approx(0.005, abs=1e-4)
     assert figures["score_difference"] == pytest.approx(5e-5, abs=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_one_box_in_sixty_that_a_tie_suppressed_is_borne_and_three_are_not():
 @pytest.mark.parametrize("key", ["boxes", "scores", "labels"])
 def test_a_difference_in_any_field_is_a_mismatch(key):
     one = found()
-    by = {"boxes": 0.1, "scores": 2e-4, "labels": 1}[key]
+    by = {"boxes": 0.02, "scores": 2e-4, "labels": 1}[key]
     with pytest.raises(ExportMismatchError):
         compare_detections([one], [changed(one, **{key: one[key] + by})])
 

@@ -162,20 +162,21 @@ def test_of_a_detector_timm_gets_the_backbone_as_it_was_fine_tuned(tmp_path):
     assert all(torch.equal(value, trained[key]) for key, value in body.items())
 
 
-@pytest.mark.parametrize(
-    ("name", "to", "right"), [("resnet18", "timm", "torchvision"), ("timm/resnet18", "torchvision", "timm")]
-)
-def test_the_wrong_library_is_refused_and_the_right_one_named(tmp_path, name, to, right):
-    save_backbone(tmp_path / "b.safetensors", build_backbone(name), {})
-    with pytest.raises(UserError, match=f"{right}'s resnet18.*--to {right}"):
-        export(init=str(tmp_path / "b.safetensors"), to=to, out=str(tmp_path / "exported"))
+def test_the_wrong_library_is_refused_and_the_right_one_named(tmp_path):
+    save_backbone(tmp_path / "b.safetensors", build_backbone("mobilenetv3_small_050"), {})
+    with pytest.raises(UserError, match=r"timm's mobilenetv3_small_050.*--to timm"):
+        export(init=str(tmp_path / "b.safetensors"), to="torchvision", out=str(tmp_path / "exported"))
     assert os.listdir(tmp_path) == ["b.safetensors"]
 
 
-def test_a_detector_on_a_torchvision_network_is_no_timm_model(tmp_path):
+def test_timm_and_transformers_get_the_resnet_of_a_detector(tmp_path):
     run = detector_run(tmp_path / "run", small_fcos(num_classes=2))
-    with pytest.raises(UserError, match="--to torchvision writes all of it"):
-        export(init=run, to="timm", out=str(tmp_path / "exported"))
+    for to, part in (("timm", None), ("transformers", "backbone")):
+        answer = export(init=run, to=to, part=part, out=str(tmp_path / to))
+        assert answer["kind"] == "backbone"
+        assert answer["check"]["largest_difference"] < 1e-5
+    with pytest.raises(UserError, match=r"is a fcos, which transformers does not have.*or --part backbone"):
+        export(init=run, to="transformers", out=str(tmp_path / "whole"))
 
 
 def test_a_detector_that_rebuild_cannot_build_is_refused(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from selfdet.interchange.history import HISTORY
 from selfdet.interchange.outgoing import Outgoing, Written
 from selfdet.models.backbones import Backbone
 from selfdet.training.rundir import write_text
@@ -144,7 +145,11 @@ def _provenance(note: Mapping[str, Any]) -> list[str]:
     told = {name: note[name] for name in ("method", "trained_as", "pixels", "imported") if name in note}
     lines = [f"* {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in told.items()]
     made = ", ".join(f"{name} {version(name)}" for name in ("selfdet", "torch", "torchvision", "timm"))
-    return [*lines, f"* written with {made}"]
+    done = []
+    for row, step in enumerate(note.get(HISTORY, []), 1):
+        figures = ", ".join(f"{name} {value}" for name, value in step.items() if name != "done")
+        done.append(f"{row}. {step['done']}: {figures}")
+    return [*done, *([""] if done else []), *lines, f"* written with {made}"]
 
 
 def _licence(licence: str | None) -> str:

@@ -23,7 +23,7 @@ from selfdet.interchange.weights import differing, read_weights, write_safetenso
 from selfdet.models.backbones import Backbone, build_backbone, build_unfilled, evaluating
 from selfdet.models.plain_vit import fitted_images, told_stride
 
-BOX_TOLERANCE = 0.05  # px of the image; the same arithmetic in another process gives 0
+BOX_TOLERANCE = 0.01  # px of the image; the same arithmetic in another process gives 0
 SCORE_TOLERANCE = 1e-4
 MASK_TOLERANCE = 0.05  # of the pixels of two masks, those that only one has
 MAP_TOLERANCE = 1e-4  # of a map's largest value
@@ -93,7 +93,7 @@ def check_detector(program: Path, weights: Path, detector: Detector, image_size:
     the images), "score_difference" and, of masks, "mask_difference" (1 − IoU) among those that have a counterpart.
 
     Raises: ExportMismatchError when the weights differ or under 98 % of the detections have a counterpart of the same
-    class within 0.05 px and 0.0001 of score, with a mask of at least 0.95 IoU.
+    class within 0.01 px and 0.0001 of score, with a mask of at least 0.95 IoU.
     """
     check_weights(weights, detector.net)
     images = {f"image{row}": image for row, image in enumerate(check_images(image_size))}
@@ -143,11 +143,9 @@ def check_maps_of(program: Path, backbone: Backbone, script: str | None = None) 
     return {"maps": len(ours), "largest_difference": worst}
 
 
-def compare_detections(
-    ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]], tolerance: float = BOX_TOLERANCE
-) -> dict[str, float]:
+def compare_detections(ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]]) -> dict[str, float]:
     """Match detections ("boxes" (N, 4) xyxy px, "scores" (N,), "labels" (N,), and "masks" (N, …, H, W) bool where ours
-    have them), image by image, in both directions; boxes within `tolerance` px.
+    have them), image by image, in both directions.
 
     Returns and raises as `check_detector` says.
     """
@@ -158,7 +156,7 @@ def compare_detections(
         box = (own["boxes"][:, None] - other["boxes"][None]).abs().amax(-1)
         score = (own["scores"][:, None] - other["scores"][None]).abs()
         same = own["labels"][:, None] == other["labels"][None]
-        close = same & (box <= tolerance) & (score <= SCORE_TOLERANCE)
+        close = same & (box <= BOX_TOLERANCE) & (score <= SCORE_TOLERANCE)
         count += len(own["boxes"]) + len(other["boxes"])
         if not close.numel():
             continue
@@ -177,7 +175,7 @@ def compare_detections(
     if not count or matched < COUNTERPARTS * count:
         raise ExportMismatchError(
             f"{matched} of {count} detections, own and exported, have a counterpart "
-            f"within {tolerance} px and {SCORE_TOLERANCE} of score"
+            f"within {BOX_TOLERANCE} px and {SCORE_TOLERANCE} of score"
             + (f", with a mask of at least {1 - MASK_TOLERANCE} IoU" if masked else "")
         )
     figures = {"detections": count // 2, "box_difference": box_difference, "score_difference": score_difference}

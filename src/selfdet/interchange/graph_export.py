@@ -34,7 +34,6 @@ from selfdet.interchange.outgoing import Outgoing
 from selfdet.interchange.suppression import Suppression
 from selfdet.models.backbones import evaluating
 
-BOX_TOLERANCE = 0.01  # px
 MOST_STEPS = 256  # sides of images, in steps
 
 # What a graph gives by name for its inputs by name.
@@ -147,7 +146,7 @@ def check_detections(graph: nn.Module, detector: Detector, image_size: int, answ
     """Compare what a graph finds in eight images of several sizes with what the detector finds: each alone, at its own
     threshold, two of them also at 0, and three at once.
 
-    Returns and raises as `compare_detections`, with a tolerance of 0.01 px.
+    Returns and raises as `compare_detections`.
     """
     images, own = trial_images(image_size), detector.config()["options"]["score_threshold"]
     runs = [([image], own) for image in images] + [([image], 0.0) for image in images[3:5]] + [(images[:3], own)]
@@ -166,7 +165,7 @@ def check_detections(graph: nn.Module, detector: Detector, image_size: int, answ
                 _plain({key: value[found["rows"] == row] for key, value in found.items() if key != "rows"})
                 for row in range(len(some))
             ]
-    return compare_detections(ours, theirs, BOX_TOLERANCE)
+    return compare_detections(ours, theirs)
 
 
 def _plain(found: dict[str, Tensor]) -> dict[str, Tensor]:

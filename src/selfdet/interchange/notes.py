@@ -58,9 +58,22 @@ def _is_sound(name: str, value: Any) -> bool:
         return isinstance(value, list) and len(value) <= MOST_CLASSES and all(isinstance(each, str) for each in value)
     if name == "category_ids":
         return isinstance(value, list) and all(map(is_integer, value))
+    if name == "history":
+        return isinstance(value, list) and len(value) < 100 and all(map(_is_step, value))
     if name == "options":
         return isinstance(value, dict) and all(map(_is_option, value.values()))
     return True
+
+
+def _is_step(value: Any) -> bool:
+    """Whether this may be something that was done to weights: names with words and numbers."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("done"), str)
+        and len(value) < 20
+        and all(is_integer(each) or (isinstance(each, str) and len(each) < 300) for each in value.values())
+        and all(each.isprintable() for each in (*value, *value.values()) if isinstance(each, str))
+    )
 
 
 def _is_option(value: Any) -> bool:

@@ -21,6 +21,7 @@ from selfdet.interchange.export_program import export_program
 from selfdet.interchange.export_segmenter import export_segmenter, ordinary_backbone
 from selfdet.interchange.export_transformers import export_transformers
 from selfdet.interchange.export_transformers_backbone import export_transformers_backbone
+from selfdet.interchange.history import HISTORY
 from selfdet.interchange.outgoing import KINDS, Kind, Outgoing, Writer
 from selfdet.interchange.segmenters import load_segmenter
 from selfdet.interchange.starts import open_detector, resolve_start
@@ -79,4 +80,6 @@ def backbone_of(given: Outgoing) -> Outgoing:
     if given.kind == "backbone":
         return given
     inside = given.network.backbone if given.kind == "detector" else ordinary_backbone(given.network)
-    return replace(given, kind="backbone", network=inside, note={"trained_as": f"backbone of {given.note[given.kind]}"})
+    told = {name: given.note[name] for name in (HISTORY, "imported") if name in given.note}
+    note = {"trained_as": f"backbone of {given.note[given.kind]}", **told}
+    return replace(given, kind="backbone", network=inside, note=note)

@@ -12,6 +12,7 @@ import torch
 from selfdet.detectors.optim import parameter_groups
 from selfdet.detectors.zoo import DetectorKey
 from selfdet.drawing.training import plot_training
+from selfdet.interchange.history import HISTORY, history_of, last_part
 from selfdet.interchange.starts import resolve_start
 from selfdet.training import defaults, memory
 from selfdet.training.defaults import ASKED, Default
@@ -230,7 +231,15 @@ def finetune(
     groups = parameter_groups(net, scales.of(net), weight_decay, norm_decay)
     dataset = job.dataset(chosen, net, pixels, seed)
 
-    note = job.note(net, labels, pixels)
+    done_now = {
+        "done": f"finetune for {task}",
+        "data": last_part(data),
+        "data_hash": labels.hash,
+        "images": len(chosen),
+        "steps": total,
+        "seed": seed,
+    }
+    note = job.note(net, labels, pixels) | {HISTORY: [*history_of(start), done_now]}
     config = {
         "verb": "finetune",
         "init": init,

@@ -13,6 +13,7 @@ from selfdet.data.views import TwoViews, ViewDataset, collate_views
 from selfdet.drawing.training import plot_training
 from selfdet.drawing.views import draw_view_pairs
 from selfdet.errors import UserError
+from selfdet.interchange.history import HISTORY, history_from, pretrained
 from selfdet.interchange.pretrainings import whole_of
 from selfdet.interchange.starts import backbone_note, load_backbone, save_backbone
 from selfdet.methods.densecl import DenseCL
@@ -71,6 +72,7 @@ def pretrain_backbone(
     runtime = call.runtime
     torch.manual_seed(call.seed)
     plain = plain_name(about["backbone"])
+    before = history_from(about["backbone_weights"], plain)
     net, report = load_backbone(plain, about["backbone_weights"])
     length = backbone_length(call, len(paths), asked)
     images_per_step, total = int(length.batch.value), int(length.steps.value)
@@ -146,6 +148,7 @@ def pretrain_backbone(
     if runtime.first and not stage.start:
         draw_view_pairs(dataset, stage.run.pictures / "first_views.jpg")
     note = {"method": method, "detector": about["detector"], "steps": str(recipe.steps)}
+    note |= {HISTORY: [*before, pretrained(method, about, recipe.steps, call.seed)]}
     done = stage.train(
         module,
         [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}],

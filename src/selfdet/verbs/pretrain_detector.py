@@ -18,6 +18,7 @@ from selfdet.detectors.zoo import DETECTORS
 from selfdet.drawing.box_views import draw_box_views
 from selfdet.drawing.training import plot_training
 from selfdet.errors import UserError
+from selfdet.interchange.history import HISTORY, history_from, pretrained
 from selfdet.interchange.starts import check_options, detector_note, load_backbone, save_detector
 from selfdet.methods.aligndet import AlignDet
 from selfdet.models.backbones import Backbone, build_backbone
@@ -139,6 +140,7 @@ def pretrain_detector(
         call.out, proposals, about["detector"], asked.clusters, sum(len(each.boxes) for each in records)
     )
     torch.manual_seed(call.seed)
+    before = history_from(about["backbone_weights"], about["backbone"])
     backbone, report = load_backbone(about["backbone"], about["backbone_weights"])
     usual_size = call.of("detector").size(defaults.detection_size(records))
     size = usual_size if asked.image_size is None else Default(asked.image_size, ASKED)
@@ -200,6 +202,7 @@ def pretrain_detector(
         draw_box_views(dataset, stage.run.pictures / "first_views.jpg")
     names = [CLASS] if clusters == 1 else [f"{CLASS} of cluster {number}" for number in range(1, clusters + 1)]
     note = detector_note(net, names, range(1, clusters + 1), pixels) | {"method": "aligndet", "steps": str(total)}
+    note |= {HISTORY: [*before, pretrained("aligndet", about, total, call.seed)]}
     done = stage.train(
         method,
         groups,
