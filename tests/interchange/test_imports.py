@@ -163,7 +163,12 @@ def test_tensors_of_another_shape_or_not_finite_are_refused_with_the_report(plac
 def test_numbers_of_another_kind_are_refused(place: Path, kind: torch.dtype) -> None:
     weight = resnet18()["layer4.0.conv1.weight"]
     error = refused(place, changed("layer4.0.conv1.weight", weight.to(kind)), "torchvision")
-    assert f"layer4.0.conv1.weight is of {kind}" in error.message.replace("'", "")
+    assert re.search(rf"layer4\.0\.conv1\.weight'? (is of )?{kind}", error.message)
+
+
+def test_a_single_number_where_many_are_is_refused(place: Path) -> None:
+    for name in ("layer1.0.conv1.weight", "conv1.weight", "bn1.running_var"):
+        assert f"{name}' is a single number" in refused(place, changed(name, torch.tensor(1.0)), "torchvision").message
 
 
 def test_nearly_all_is_not_said_to_be_all(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,19 @@ def test_half_the_names_transposed_or_not_finite_tensors_are_refused(place: Path
     assert "shared_fcs" in refused(place, wide).message or "fc6.weight 3136×1024" in refused(place, wide).message
     broken = changed(content, **{"rpn_head.rpn_cls.bias": torch.full((3,), torch.inf)})
     assert "not finite" in refused(place, broken).message
+
+
+def test_a_file_of_ours_with_settings_of_another_version_is_refused(place: Path) -> None:
+    note = json.dumps({"kind": "detector", "options": {"unknown": 1}})
+    error = refused(place, {**mmdet(masks=False), "meta": {"selfdet": note}})
+    assert "unknown" in error.message
+    assert error.hint == "Use the version of selfdet that wrote it"
+
+
+def test_a_detector_is_no_whole_pre_training(tmp_path: Path) -> None:
+    torch.save(mmdet(masks=False), tmp_path / "x.pth")
+    with pytest.raises(UserError, match="no key encoder"):
+        import_weights(file=str(tmp_path / "x.pth"), out=str(tmp_path / "y.safetensors"), part="pretraining")
 
 
 def test_classes_are_named_once_each_and_all(place: Path) -> None:

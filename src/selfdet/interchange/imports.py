@@ -37,6 +37,7 @@ ANY_PIXELS = ("detectron2",)  # formats whose files are of networks for pixels o
 TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # how torch's files began before they were archives
 NAME_ONE = "Name a .safetensors, .pt, .pth, .ckpt or .pkl file"
 NONE_OF_THESE = "See the table of formats in docs/how-to-weights.md"
+MANY = re.compile(r"(weight|bias|table|embed|tokens?|running_(mean|var))$")
 TOKENS = re.compile(r"(?!mask_)\w+_tokens?")
 LIKE_IT = "unless --backbone names one of the same shapes (deit_small_patch16_224, vit_small_patch16_224.dino, …)"
 
@@ -131,7 +132,7 @@ def import_backbone(
     tensors = {str(each): value.detach() for each, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no tensors by name{f' under {container!r}' if container else ''}", NONE_OF_THESE)
-    check_tensors(path, tensors)
+    check_imported(path, tensors)
     check_settings(path, settings_text(content), tensors, pixels)
     prefix = prefix_of(tensors, key)
     if prefix is None:
@@ -178,6 +179,14 @@ def import_backbone(
     return Imported(
         backbone, full_tensors(backbone.net.state_dict(), state), key, report, [*said, *more], sorted(outside | inside)
     )
+
+
+def check_imported(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises: UserError where a tensor is none that a network here can have, or a single number where one has many."""
+    check_tensors(path, tensors)
+    single = next((name for name, value in tensors.items() if value.dim() == 0 and MANY.search(name)), None)
+    if single is not None:
+        raise UserError(f"{path}: {shown(single)} is a single number, expected many", "Fetch or write the file again")
 
 
 def check_pixels(path: Path, key: str, pixels: Pixels | None, content: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import State, renamed, told_by
 from selfdet.interchange.formats import tensors_in
 from selfdet.interchange.imported import BACKBONE_ALONE, ImportedDetector, fill_detector, taken_detector
-from selfdet.interchange.imports import Pixels, with_own_pixels
+from selfdet.interchange.imports import Pixels, check_imported, with_own_pixels
 from selfdet.interchange.mmdet_detr import read_detr
 from selfdet.interchange.mmdet_one_stage import read_one_stage
 from selfdet.interchange.mmdet_rcnn import read_rcnn
@@ -27,7 +27,6 @@ from selfdet.interchange.mmdet_shared import IMAGE_SIZE, Given, read_settings
 from selfdet.interchange.notes import check_note, read_note
 from selfdet.interchange.training_settings import check_settings, settings_text
 from selfdet.models.backbones import build_backbone, build_unfilled
-from selfdet.training.checkpoint import check_tensors
 
 SELFDET = "selfdet"  # under which selfdet's own files say in `meta` what else they were written from
 ONLINE = "online_backbone."  # what AlignDet puts before the detector that it trains
@@ -65,7 +64,7 @@ def import_detector(
     size = (own.get("image_size", IMAGE_SIZE)) if image_size is None else image_size
     found, _ = tensors_in(content, "mmdet")
     state = {str(each): value.detach() for each, value in found.items() if isinstance(value, Tensor)}
-    check_tensors(path, state)
+    check_imported(path, state)
     whole = any(each.startswith(ONLINE) for each in state)
     left = sorted({each.partition(".")[0] for each in state if whole and not each.startswith(ONLINE)})
     pretrained = pretrained or whole
@@ -100,8 +99,13 @@ def import_detector(
     names = ["object"] if pretrained else _class_names(path, content, reading.classes, classes)
     key, said, options = reading.key, [*said, *reading.said], {**reading.options, "image_size": size}
     ours = {**{f"{reading.body}{each}": value for each, value in body.items()}, **reading.state}
-    with torch.device("meta"):
-        shapes = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
+    try:
+        with torch.device("meta"):
+            shapes = DETECTORS[key](len(names), build_backbone(backbone.name), **options)
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        if not own:
+            raise
+        raise UserError(f"{path}: {error}", "Use the version of selfdet that wrote it") from None
     report = taken_detector(shapes, ours, pretrained, str(path), reading.keep_box_outputs)
 
     def build() -> Detector:

@@ -90,13 +90,13 @@ def transfer(
     minimum: float = 0.9,
     source: str = "these weights",
 ) -> TransferReport:
-    """Copy tensors of `state` into `module` where name and shape agree, and report what became of each part.
+    """Copy tensors of `state` into `module` where name, shape and kind agree, and report what became of each part.
 
     `parts` group the names of `module.state_dict()`; those marked `reinit` keep their fresh values. `source` names the
     weights in errors. No name is guessed: a prefix too many or too few is refused, with the one that would fit.
 
     Raises: UserError, with `module` unchanged, when less than `minimum` of an expected part's elements would be
-    reused or when a tensor to be reused is not finite or of another kind of number.
+    reused or when a tensor to be reused is not finite.
     """
     own = module.state_dict()
     report = TransferReport({part: TransferRow() for part in parts})
@@ -114,6 +114,9 @@ def transfer(
         elif state[name].shape != value.shape:
             row.mismatched += elements
             report.mismatched.append(f"{name} {_shape(state[name])} for {_shape(value)}")
+        elif elements and not state[name].is_floating_point():
+            row.mismatched += elements
+            report.mismatched.append(f"{name} {state[name].dtype} for {value.dtype}")
         else:
             row.reused += elements
             reused[name] = state[name]
@@ -132,8 +135,6 @@ def transfer(
 @torch.no_grad()
 def _copy(own: Mapping[str, Tensor], reused: Mapping[str, Tensor], source: str) -> None:
     for name, value in reused.items():
-        if own[name].is_floating_point() and not value.is_floating_point():
-            raise UserError(f"{source}: {name} is of {value.dtype}, expected floating-point", "Save it as float32")
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{source}: {name} is not finite", "the run that wrote it has diverged; use another")
     for name, value in reused.items():

@@ -73,7 +73,7 @@ def import_weights(
         source = weights_in(source)
     reporter, content = Reporter(), read_content(source)
     key = recognise(content) if format == "auto" else format
-    of_detector = part == "detector" if key == "detectron2" else key in DETECTOR_FORMATS and part != "backbone"
+    of_detector = part == "detector" if key == "detectron2" else key in DETECTOR_FORMATS and part in (None, "detector")
     if key == "transformers" and part is None:
         of_detector = holds_detector(content)
     if part == "detector" and not of_detector:
