@@ -95,7 +95,7 @@ def fetch(place: str, folder: Path) -> None:
             raise _refused(place, error) from None
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub's own notes of what it has fetched
     if not (folder / MODEL).is_file():
-        raise UserError(f"{place} has no {MODEL}", "selfdet push writes one")
+        raise UserError(f"{place} has no {MODEL}", "Name what selfdet push wrote")
 
 
 def configuration(note: dict[str, Any]) -> str:

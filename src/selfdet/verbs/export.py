@@ -14,6 +14,7 @@ from selfdet.errors import UserError
 from selfdet.interchange.cards import write_card
 from selfdet.interchange.targets import TARGETS, TargetKey, backbone_of, open_outgoing
 from selfdet.training.log import Reporter
+from selfdet.training.rundir import check_out_is_new
 
 GRAPHS = ("onnx", "torch-export")  # taking a network down as one says nothing until it is done
 
@@ -54,9 +55,8 @@ def export(
     Example:
         selfdet export --init runs/ft --to torchvision --out exported/
     """
+    check_out_is_new(out)
     target = Path(os.path.abspath(out))
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise UserError(f"--out {out} is not empty", "Name a new folder")
     reporter, goal = Reporter(), TARGETS[to]
     options = {name: value for name, value in (("nms", nms), ("opset", opset)) if value is not None}
     if foreign := [name for name in options if name not in goal.options]:

@@ -11,6 +11,7 @@ from selfdet.errors import UserError
 from selfdet.interchange.hub import fetch
 from selfdet.interchange.starts import resolve_start
 from selfdet.training.log import Reporter
+from selfdet.training.rundir import check_out_is_new
 
 
 def pull(*, init: str, out: str) -> dict[str, Any]:
@@ -28,8 +29,7 @@ def pull(*, init: str, out: str) -> dict[str, Any]:
         selfdet pull --init hf://me/cats-fcos --out models/cats
     """
     target = expanded(out)
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise UserError(f"--out {out} is not empty", "Name a new folder")
+    check_out_is_new(target)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         unfinished.mkdir(parents=True)
