@@ -25,8 +25,8 @@ USES: dict[str, str | dict[str, str]] = {
     },
     "timm": "`from load import load; net = load()`; its first lines say more.",
     "transformers": {
-        "detector": "`python detect.py photo.jpg` finds what was checked. `from_pretrained` on this folder gives the same "
-        "network; its image processor's sizes are near those of training, not the same, and so are its boxes.",
+        "detector": "`python detect.py photo.jpg` finds what was checked. `from_pretrained` on this folder gives "
+        "the same network; its image processor's sizes are near those of training, not the same, and so are its boxes.",
         "backbone": "`ResNetBackbone.from_pretrained(FOLDER).eval()` gives four maps, `AutoModel` the last of them; "
         "`AutoImageProcessor` normalises and resizes nothing.",
     },
