@@ -73,12 +73,12 @@ class Row:
 # Each kind of backbone (ResNets, small ones, ConvNeXt, Swin, plain transformers, composite ones) with each kind of
 # detector (of one stage, of two, cascades, DETRs).
 ROWS = [
-    Row("resnet18", "fcos", "densecl"),
+    Row("resnet18", "fcos", "densecl", export="onnx"),
     Row("resnet50", "mask_rcnn", "moco", masks=True),
     Row("resnet18", "cascade_rcnn", "simclr", masks=True),
     Row("resnet101", "detr", export="transformers"),
-    Row("mobilenetv2_100", "retinanet", "moco"),
-    Row("tf_efficientnet_lite0", "faster_rcnn", "densecl"),
+    Row("mobilenetv2_100", "retinanet", "moco", export="onnx"),
+    Row("tf_efficientnet_lite0", "faster_rcnn", "densecl", export="onnx"),
     Row("tf_efficientnet_lite0", "cascade_rcnn"),
     Row("mobilenetv2_100", "rtdetr", "simclr", export="torch-export"),
     Row("convnext_atto", "fcos", "simclr"),

@@ -10,19 +10,17 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from selfdet.data.pixels import IMAGENET_MEAN
 from selfdet.detectors.network import Part
 from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import Architecture, State, fitted, renamed, told_by
 from selfdet.interchange.detectron2 import read_pickle
-from selfdet.interchange.detectron2_names import check_deviation
 from selfdet.interchange.formats import FORMATS, prefix_of, recognise, tensors_in
-from selfdet.interchange.own_statistics import has_imagenets, with_own_statistics
+from selfdet.interchange.pixels import Pixels, check_pixels, has_imagenets, with_own_pixels, with_own_statistics
 from selfdet.interchange.training_settings import check_settings, settings_text
 from selfdet.interchange.transformers_names import check_strides
 from selfdet.interchange.weights import read_weights
@@ -30,10 +28,6 @@ from selfdet.models.backbones import Backbone, build_backbone
 from selfdet.training.checkpoint import check_tensors
 from selfdet.training.transfer import TransferReport, transfer
 
-# What the first convolution expects: red, green, blue with ImageNet's mean and deviation, the same with blue first, or
-# blue first in 0…255 with only the mean taken off, as Caffe's networks do.
-Pixels = Literal["rgb", "bgr", "caffe"]
-ANY_PIXELS = ("detectron2",)  # formats whose files are of networks for pixels of each kind
 TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # how torch's files began before they were archives
 NAME_ONE = "Name a .safetensors, .pt, .pth, .ckpt or .pkl file"
 NONE_OF_THESE = "See the table of formats in docs/how-to-weights.md"
@@ -189,19 +183,6 @@ def check_imported(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise UserError(f"{path}: {shown(single)} is a single number, expected many", "Fetch or write the file again")
 
 
-def check_pixels(path: Path, key: str, pixels: Pixels | None, content: Mapping[str, Any]) -> None:
-    """Raises: UserError where a format's files don't say which pixels their networks take, and nobody else does, or
-    where an old file says that they are others."""
-    if key not in ANY_PIXELS:
-        return
-    if pixels is None:
-        raise UserError(
-            f"{path}: files of detectron2 don't say which pixels their networks take",
-            "Add --pixels rgb (torchvision's, MoCo's converter's), bgr (ResNeXts) or caffe (detectron2's own, MSRA's)",
-        )
-    check_deviation(path, tensors_in(content, key)[0], pixels)
-
-
 def taken(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> TransferReport:
     """The report of what of `state` fits the backbone, where that is all of the network, and all of it finite.
 
@@ -226,35 +207,6 @@ def taken(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> Trans
     except UserError as error:
         raise NotTakenError(error, report) from None
     return report
-
-
-def with_own_pixels(backbone: Backbone, state: State, pixels: Pixels | None) -> tuple[State, str]:
-    """The tensors with a first convolution that takes the library's pixels instead of `pixels`, and a line about it.
-
-    Caffe's 255 x − 255 mean is 255 std times (x − mean) / std: a factor for each channel, exact at the borders too.
-    Raises: UserError where that makes another network.
-    """
-    own = backbone.net.state_dict()
-    first = next(name for name, value in own.items() if value.dim() == 4)
-    if own[first].shape[1] != 3:
-        raise UserError(f"--pixels {pixels}: {first} of {backbone.name} takes no colours", "Leave it out")
-    weight = state[first].float().flip(1)
-    if pixels == "bgr":
-        return {**state, first: weight}, f"{first} takes red, green, blue now; the file's took blue first"
-    if any(name.endswith("conv3.weight") for name in own):
-        raise UserError(
-            f"--pixels caffe: such a {backbone.name} has its strides in the 1×1 convolutions, torchvision's in the "
-            "3×3: the same weights are another network",
-            "Use weights that were trained with strides in the 3×3 convolutions, such as torchvision's or MoCo's",
-        )
-    if tuple(backbone.mean) != tuple(IMAGENET_MEAN):
-        raise UserError(
-            f"--pixels caffe: {backbone.name} takes off the mean {tuple(backbone.mean)}, Caffe's networks ImageNet's",
-            "Use a network with ImageNet's mean",
-        )
-    factors = 255 * torch.tensor(backbone.std).view(1, 3, 1, 1)
-    line = f"{first} takes red, green, blue in deviations now; the file's took blue first, in 0…255"
-    return {**state, first: weight * factors}, line
 
 
 def full_tensors(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> State:

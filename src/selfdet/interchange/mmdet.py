@@ -19,12 +19,13 @@ from selfdet.errors import UserError, shown
 from selfdet.interchange.architectures import State, renamed, told_by
 from selfdet.interchange.formats import tensors_in
 from selfdet.interchange.imported import BACKBONE_ALONE, ImportedDetector, fill_detector, taken_detector
-from selfdet.interchange.imports import Pixels, check_imported, with_own_pixels
+from selfdet.interchange.imports import check_imported
 from selfdet.interchange.mmdet_detr import read_detr
 from selfdet.interchange.mmdet_one_stage import read_one_stage
 from selfdet.interchange.mmdet_rcnn import read_rcnn
 from selfdet.interchange.mmdet_shared import IMAGE_SIZE, Given, read_settings
 from selfdet.interchange.notes import check_note, read_note
+from selfdet.interchange.pixels import Pixels, with_own_pixels
 from selfdet.interchange.training_settings import check_settings, settings_text
 from selfdet.models.backbones import build_backbone, build_unfilled
 

@@ -18,8 +18,9 @@ from selfdet.detectors.network import Part
 from selfdet.errors import UserError
 from selfdet.interchange.architectures import State, fitted, renamed
 from selfdet.interchange.formats import tensors_in
-from selfdet.interchange.imports import Imported, NotTakenError, Pixels, full_tensors, import_backbone, with_own_pixels
+from selfdet.interchange.imports import Imported, NotTakenError, full_tensors, import_backbone
 from selfdet.interchange.notes import check_note, read_note
+from selfdet.interchange.pixels import Pixels, with_own_pixels
 from selfdet.interchange.starts import NOTE, PRETRAINING, QUERY_BODY
 from selfdet.interchange.weights import metadata_of, read_weights
 from selfdet.methods.densecl import DenseEncoder

@@ -15,8 +15,9 @@ from selfdet.errors import UserError
 from selfdet.interchange.detectron2_names import as_mmdet
 from selfdet.interchange.formats import DETECTOR_FORMATS, NO_FORMAT, FormatKey, recognise
 from selfdet.interchange.imported import ImportedDetector
-from selfdet.interchange.imports import Imported, NotTakenError, Pixels, check_pixels, import_backbone, read_content
+from selfdet.interchange.imports import Imported, NotTakenError, import_backbone, read_content
 from selfdet.interchange.mmdet import import_detector
+from selfdet.interchange.pixels import Pixels, check_pixels
 from selfdet.interchange.pretrainings import import_pretraining
 from selfdet.interchange.relatives import PRETRAINED
 from selfdet.interchange.starts import NOTE, PRETRAINING, backbone_note, detector_note
