@@ -161,8 +161,9 @@ def without_weights() -> Iterator[None]:
 
 
 def build_unfilled(build: Callable[[], Built]) -> Built:
-    """The network that `build` makes, whose weights are to be assigned: `without_weights`, where it can be. Some, as
-    Swin v2, compute with their weights while they are built, and have them."""
+    """What `build` makes of a network whose weights are to be assigned, or which is only to be refused or not:
+    `without_weights`, where it can be. Some networks, as Swin v2, compute with their weights while they are built, and
+    have them. Raises: whatever `build` raises with weights."""
     try:
         with without_weights():
             return build()

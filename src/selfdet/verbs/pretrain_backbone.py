@@ -19,7 +19,7 @@ from selfdet.interchange.starts import backbone_note, load_backbone, save_backbo
 from selfdet.methods.densecl import DenseCL
 from selfdet.methods.moco import MoCo
 from selfdet.methods.simclr import SimCLR
-from selfdet.models.backbones import build_backbone
+from selfdet.models.backbones import build_backbone, build_unfilled
 from selfdet.models.composite import plain_name
 from selfdet.training import defaults, memory
 from selfdet.training.defaults import ASKED, Default, Length
@@ -27,7 +27,7 @@ from selfdet.training.health import MatchProbe, words
 from selfdet.training.log import plural
 from selfdet.training.snapshots import Snapshots
 from selfdet.training.stage import Weights
-from selfdet.verbs.stages import Call, StageSettings, refused_now
+from selfdet.verbs.stages import Call, StageSettings
 
 METHODS: dict[str, Callable[..., DenseCL | MoCo | SimCLR]] = {"densecl": DenseCL, "moco": MoCo, "simclr": SimCLR}
 VIEW_SIZE = 224
@@ -50,7 +50,7 @@ def check_backbone_stage(about: Mapping[str, Any], asked: StageSettings) -> None
         if asked.image_size is not None:
             net.check_image_size(asked.image_size)
 
-    refused_now(build)
+    build_unfilled(build)
 
 
 def pretrain_backbone(

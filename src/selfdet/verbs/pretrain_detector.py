@@ -21,7 +21,7 @@ from selfdet.errors import UserError
 from selfdet.interchange.history import HISTORY, history_from, pretrained
 from selfdet.interchange.starts import check_options, detector_note, load_backbone, save_detector
 from selfdet.methods.aligndet import AlignDet
-from selfdet.models.backbones import Backbone, build_backbone
+from selfdet.models.backbones import Backbone, build_backbone, build_unfilled
 from selfdet.proposing.store import read_proposals
 from selfdet.training import defaults, memory
 from selfdet.training.box_health import box_words
@@ -32,7 +32,7 @@ from selfdet.training.recipe import Recipe
 from selfdet.training.snapshots import Snapshots
 from selfdet.training.stage import Weights
 from selfdet.verbs.proposal_clusters import check_clusters, cluster_count, clustered_records
-from selfdet.verbs.stages import Call, StageSettings, refused_now
+from selfdet.verbs.stages import Call, StageSettings
 
 # What a detector calls its boxes that has seen no label, and the number of this class in files.
 CLASS = "object"
@@ -116,7 +116,7 @@ def check_detector_stage(
         net = _network(about["detector"], 1, backbone, asked, options, train_backbone, asked.image_size)
         AlignDet(net, **_method_options(call, asked, train_backbone))
 
-    refused_now(build)
+    build_unfilled(build)
 
 
 def pretrain_detector(

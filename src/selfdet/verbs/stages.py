@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from selfdet.errors import UserError
-from selfdet.models.backbones import without_weights
 from selfdet.training.defaults import BATCHES, Default, Length, length
 from selfdet.training.loggers import LoggerName
 from selfdet.training.presets import Preset, PresetName
@@ -52,18 +50,6 @@ class StageSettings:
         if self.epochs is not None or self.steps is not None:
             merged |= {"epochs": self.epochs, "steps": self.steps}
         return replace(self, **merged)
-
-
-def refused_now(build: Callable[[], None]) -> None:
-    """Call `build` for what it refuses, without memory for the weights that it makes.
-
-    Raises: UserError.
-    """
-    try:
-        with without_weights():
-            build()
-    except (UserError, RuntimeError):  # some networks can't be built so: what it says with weights counts
-        build()
 
 
 @dataclass(frozen=True)
