@@ -28,6 +28,7 @@ from selfdet.interchange.export_check import (
 )
 from selfdet.interchange.export_words import differences
 from selfdet.interchange.outgoing import Outgoing, Written
+from selfdet.interchange.transformers_names import BODY, flat_name
 from selfdet.models.backbones import evaluating
 from selfdet.training.rundir import write_text
 
@@ -37,7 +38,6 @@ PROCESSORS = {
     "deformable_detr": "DeformableDetrImageProcessor",
     "rtdetr": "RTDetrImageProcessor",
 }
-BODY = "model.backbone.model."
 OTHERWISE = "Use --to onnx or --to torch-export, which take any backbone"
 
 DETECT = """
@@ -159,9 +159,9 @@ def _fill(net: Any, detector: QueryDetector) -> None:
     Raises: UserError when they are not the same tensors.
     """
     wanted, state = net.state_dict(), dict(detector.net.state_dict())
-    inside = {_flat(name): name for name in wanted if name.startswith(BODY)}
+    inside = {flat_name(name): name for name in wanted if name.startswith(BODY)}
     for name in [name for name in state if name.startswith(BODY)]:
-        value, known = state.pop(name), inside.get(_flat(name))
+        value, known = state.pop(name), inside.get(flat_name(name))
         if known is not None and wanted[known].shape == value.shape:
             state[known] = value
         elif not name.endswith("num_batches_tracked"):
@@ -171,11 +171,6 @@ def _fill(net: Any, detector: QueryDetector) -> None:
             raise UserError(f"--to transformers: it wants a tensor {name}, which is not there", OTHERWISE)
         state[name] = wanted[name]
     net.load_state_dict(state)
-
-
-def _flat(name: str) -> str:
-    """A name as timm has it where it takes a network apart: stages of a list become children of their own."""
-    return name.removeprefix(BODY).removeprefix("_backbone.").replace(".", "_")
 
 
 @torch.no_grad()

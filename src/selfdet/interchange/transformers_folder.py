@@ -24,7 +24,7 @@ from selfdet.interchange.architectures import State
 from selfdet.interchange.imported import ImportedDetector, fill_detector, taken_detector
 from selfdet.interchange.notes import check_note
 from selfdet.interchange.starts import MODEL
-from selfdet.interchange.transformers_names import torchvisions_name
+from selfdet.interchange.transformers_names import BODY, flat_name
 from selfdet.interchange.transformers_settings import (
     AGAIN,
     CONFIG,
@@ -39,10 +39,8 @@ from selfdet.interchange.transformers_settings import (
     readable,
     told_kind,
 )
-from selfdet.interchange.weights import read_weights
 from selfdet.models.backbones import build_backbone, build_unfilled, evaluating
 
-BODY = "model.backbone.model."  # before the backbone's own names, there and here
 # Settings that say nothing of what is found: of training, of names, of what the library returns.
 ASIDE = re.compile(
     r"backbone|use_|freeze|.*(cost|coefficient|dropout|layerdrop|loss|noise|_alpha|_gamma)|num_(denoising|labels)|init|"
@@ -74,9 +72,9 @@ def import_transformers(
 ) -> ImportedDetector:
     """The DETR, Deformable DETR or RT-DETR in a folder of transformers, loaded by it, held against what it finds.
 
-    `file`: its weights, beside which there are its settings. `name`: the backbone's, instead of the one they tell.
-    `classes`: names of its classes instead of its own. `image_size`: the long side (px) that images will be resized to,
-    instead of its processor's.
+    `file`: its weights, which have been read and found whole, and beside which there are its settings. `name`: the
+    backbone's, instead of the one they tell. `classes`: names of its classes instead of its own. `image_size`: the long
+    side (px) that images will be resized to, instead of its processor's.
 
     Raises: UserError for another kind of network, settings that ours doesn't have, pixels that its backbone's library
     doesn't take; NotTakenError where not every tensor fits.
@@ -85,13 +83,13 @@ def import_transformers(
         raise UserError(f"{file} has no {CONFIG} beside it, which says what network it is", AGAIN)
     settings, own = read_object(file.parent / CONFIG), own_note(file.parent)
     key, kind = told_kind(file.parent, settings)
-    config = library_config(library(key), kind, settings, file.parent)
+    transformers = library(key)
+    config = library_config(transformers, kind, settings, file.parent)
     name = name or backbone_name(file.parent, config.backbone_config, own)
     told = [str(config.id2label[each]) for each in sorted(config.id2label)]
     names, said = class_names(file, told, classes)
     size, detector = _own_detector(file.parent, key, config, name, names, own, image_size)
-    read_weights(file)  # refuses what is damaged or not finite before the library sees it
-    theirs, state = _loaded(library(key), kind, file, config, detector)
+    theirs, state = _loaded(transformers, kind, file, config, detector)
     report = taken_detector(detector, state, False, str(file), True)
     fill_detector(detector, state)
     _check_same(theirs, detector, file)
@@ -143,20 +141,13 @@ def _loaded(transformers: Any, kind: str, file: Path, config: Any, detector: Que
             dtype=torch.float32,
         )
     absent = {*told["missing_keys"], *(each[0] for each in told["mismatched_keys"])}
-    names = {_flat(each): each for each in detector.net.state_dict() if each.startswith(BODY)}
+    names = {flat_name(each): each for each in detector.net.state_dict() if each.startswith(BODY)}
     state: State = {}
     for each, value in net.state_dict().items():
         if each not in absent:
-            state[names.get(_flat(each), each) if each.startswith(BODY) else each] = value
+            state[names.get(flat_name(each), each) if each.startswith(BODY) else each] = value
     # What the library knew nothing to do with: the report counts it, and it is refused.
     return net.eval(), {**state, **{each: torch.empty(1, device="meta") for each in told["unexpected_keys"]}}
-
-
-def _flat(name: str) -> str:
-    """A backbone's name without what libraries put between its parts: timm makes stages children of their own where it
-    takes a network apart, transformers has ResNets by other names."""
-    name = name.removeprefix(BODY).removeprefix("_backbone.")
-    return torchvisions_name(name).replace(".", "_")
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from selfdet.data.untrusted import parse_json
 from selfdet.errors import UserError
 
 State = dict[str, Tensor]
+BODY = "model.backbone.model."  # before the names of a DETR's backbone
 FIRST = "embedder.embedder.convolution.weight"  # in every ResNet of transformers
 # Stages and layers count from 0 there, and from 1 in torchvision's names.
 OURS = re.compile(
@@ -47,6 +48,12 @@ def check_strides(path: Path) -> None:
                 f"{settings} has {name}: the same weights are another network in torchvision, with strides elsewhere",
                 "Use weights of a ResNet without it",
             )
+
+
+def flat_name(name: str) -> str:
+    """A name in a DETR's backbone without what libraries put between its parts: timm makes stages children of their own
+    where it takes a network apart, transformers has ResNets by other names."""
+    return torchvisions_name(name.removeprefix(BODY).removeprefix("_backbone.")).replace(".", "_")
 
 
 def _theirs(name: str) -> str:

@@ -11,6 +11,7 @@ import timm
 
 from selfdet.data.untrusted import is_integer, parse_json
 from selfdet.errors import UserError, shown
+from selfdet.interchange.architectures import RESNETS
 from selfdet.interchange.imported import BACKBONE_ALONE
 from selfdet.interchange.mmdet_shared import IMAGE_SIZE
 from selfdet.interchange.notes import check_note
@@ -21,14 +22,6 @@ KINDS = {
     "detr": ("detr", "DetrForObjectDetection"),
     "deformable_detr": ("deformable_detr", "DeformableDetrForObjectDetection"),
     "rt_detr": ("rtdetr", "RTDetrForObjectDetection"),
-}
-# Blocks of a stage, and whether they are bottlenecks.
-RESNETS = {
-    ((2, 2, 2, 2), False): "resnet18",
-    ((3, 4, 6, 3), False): "resnet34",
-    ((3, 4, 6, 3), True): "resnet50",
-    ((3, 4, 23, 3), True): "resnet101",
-    ((3, 8, 36, 3), True): "resnet152",
 }
 AGAIN = "Save it again with transformers' save_pretrained"
 # Settings that have nothing to do with the network, and much with what is fetched or executed.
@@ -100,8 +93,8 @@ def backbone_name(folder: Path, body: Any, own: Mapping[str, Any]) -> str:
         if plain not in torchvision_resnets():
             return told
         return f"timm/{told}" if own and own["body"].get("library") == "timm" else plain
-    shape = (tuple(body.depths), body.layer_type == "bottleneck")
-    usual = body.embedding_size == 64 and not body.downsample_in_bottleneck and not body.downsample_in_first_stage
+    shape = (body.layer_type == "bottleneck", tuple(body.depths), body.embedding_size, 64)
+    usual = not body.downsample_in_bottleneck and not body.downsample_in_first_stage
     if shape not in RESNETS or not usual:
         raise UserError(f"{folder} has a ResNet of other depths, widths or strides than torchvision's", BACKBONE_ALONE)
     return RESNETS[shape]
